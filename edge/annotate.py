@@ -1,0 +1,75 @@
+"""Draws an inspection on its image, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from edge.preprocess import Image, to_channels
+from edge.records import Detections, Inspection, VerdictKind
+
+# BGR, told apart by people with any colour vision (Okabe and Ito's palette).
+COLOURS = ((0, 94, 213), (178, 114, 0), (0, 159, 230), (115, 158, 0), (167, 121, 204), (233, 180, 86))
+BANNER = {
+    VerdictKind.OK: (96, 140, 0),
+    VerdictKind.NG: (40, 40, 200),
+    VerdictKind.REVIEW: (0, 150, 230),
+    VerdictKind.RETAKE: (120, 120, 120),
+}
+WHITE = (255, 255, 255)
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+BANNER_PX = 24
+
+
+def annotate(inspection: Inspection, classes: Sequence[str], shown_from: float, max_width: int | None = None) -> Image:
+    """A BGR copy of the frame with a banner above and the boxes at least as sure as `shown_from`.
+
+    Args:
+        classes: class names by class id.
+        shown_from: boxes less sure than this are not drawn, 0 to 1.
+        max_width: shrink to at most this many pixels; None keeps the size. The banner adds 24 rows.
+    """
+    picture = to_channels(inspection.frame.image, 3)
+    width = picture.shape[1]
+    scale = min(1.0, max_width / width) if max_width else 1.0
+    if scale < 1:
+        picture = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    canvas = cv2.copyMakeBorder(picture, BANNER_PX, 0, 0, 0, cv2.BORDER_CONSTANT, value=_banner_colour(inspection))
+    _draw_boxes(canvas[BANNER_PX:], inspection.detections.above(shown_from), classes, scale)
+    cv2.putText(canvas, _headline(inspection), (4, 17), FONT, 0.5, WHITE, 1, cv2.LINE_AA)
+    return np.asarray(canvas, np.uint8)
+
+
+def _banner_colour(inspection: Inspection) -> tuple[int, int, int]:
+    return BANNER[inspection.verdict.kind]
+
+
+def _headline(inspection: Inspection) -> str:
+    kind = inspection.verdict.kind.value
+    cause = inspection.gate.cause
+    count = "" if cause else f"  {len(inspection.verdict.reasons)} found" if inspection.verdict.reasons else ""
+    why = f" {cause.value}" if cause else count
+    return f"{kind}{why}  {inspection.frame.camera} #{inspection.frame.number} {inspection.frame.name}"
+
+
+def _draw_boxes(picture: Image, shown: Detections, classes: Sequence[str], scale: float) -> None:
+    for xyxy, confidence, class_id in zip(shown.xyxy, shown.confidence, shown.class_id, strict=True):
+        colour = COLOURS[int(class_id) % len(COLOURS)]
+        left, top, right, bottom = (round(float(v) * scale) for v in xyxy)
+        cv2.rectangle(picture, (left, top), (right, bottom), colour, 2)
+        label = f"{classes[int(class_id)]} {float(confidence):.2f}"
+        (text_width, text_height), _ = cv2.getTextSize(label, FONT, 0.45, 1)
+        base = top - 3 if top > text_height + 6 else min(picture.shape[0] - 3, bottom + text_height + 3)
+        start = max(0, min(left, picture.shape[1] - text_width - 2))
+        cv2.rectangle(picture, (start, base - text_height - 2), (start + text_width + 2, base + 3), colour, -1)
+        cv2.putText(picture, label, (start + 1, base), FONT, 0.45, WHITE, 1, cv2.LINE_AA)
+
+
+def to_jpeg(image: Image, quality: int) -> bytes:
+    """The image as JPEG, `quality` 1 to 100."""
+    ok, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise ValueError(f"an image of shape {image.shape} cannot be encoded as JPEG")
+    return bytes(encoded)

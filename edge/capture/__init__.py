@@ -1,0 +1,1 @@
+"""Where frames come from: sources behind one protocol, a thread a camera, one bounded intake."""

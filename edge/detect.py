@@ -1,0 +1,124 @@
+"""The detector: preprocess, predict, decode, suppress. Anchor-free, one pair of outputs a feature level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.boxes import Float, nms
+from edge.preprocess import Image, InputSpec, preprocess
+from edge.records import Detections
+
+
+class Predictor(Protocol):
+    """What the detector needs of an inference runtime."""
+
+    def run(self, tensor: Float) -> list[Float]:
+        """Outputs of the network for one input (1, C, H, W), in the model's own order."""
+
+
+def decode(
+    outputs: Sequence[Float], strides: Sequence[int], min_confidence: float
+) -> tuple[Float, Float, NDArray[np.int64]]:
+    """Network outputs to boxes, before suppression.
+
+    A level of stride s has class logits (1, C, H, W) and raw distances (1, 4, H, W). A cell (x, y) speaks for
+    the point ((x + 0.5) s, (y + 0.5) s); softplus(raw) * s are its distances to the left, top, right and bottom
+    side, as in FCOS (Tian et al., arXiv:1904.01355). Logits are compared before the sigmoid, and distances
+    computed for the cells that pass only: most of a map is background, and its exponentials would cost more
+    than the rest of the decoding.
+
+    Args:
+        outputs: [class logits, distances] for each level in turn.
+        strides: input pixels a cell, one a level.
+        min_confidence: cells under it are left out, in (0, 1).
+
+    Returns:
+        xyxy (N, 4) in pixels of the network's input, confidence (N,) in (0, 1), class_id (N,).
+
+    >>> logits, raw = np.full((1, 2, 4, 4), -9, np.float32), np.zeros((1, 4, 4, 4), np.float32)
+    >>> logits[0, 1, 2, 3] = 3
+    >>> xyxy, confidence, class_id = decode([logits, raw], [8], 0.5)
+    >>> xyxy.round(1).tolist(), confidence.round(3).tolist(), class_id.tolist()
+    ([[22.5, 14.5, 33.5, 25.5]], [0.953000009059906], [1])
+    """
+    if len(outputs) != 2 * len(strides):
+        raise ValueError(f"{len(strides)} strides want {2 * len(strides)} outputs, the model gave {len(outputs)}")
+    threshold = math.log(min_confidence / (1 - min_confidence))
+    parts = [
+        _decode_level(outputs[2 * i][0], outputs[2 * i + 1][0], stride, threshold)
+        for i, stride in enumerate(strides)
+    ]
+    return (
+        np.concatenate([p[0] for p in parts]),
+        np.concatenate([p[1] for p in parts]),
+        np.concatenate([p[2] for p in parts]),
+    )
+
+
+def _decode_level(
+    logits: Float, raw: Float, stride: int, threshold: float
+) -> tuple[Float, Float, NDArray[np.int64]]:
+    classes, height, width = logits.shape
+    flat = np.flatnonzero(logits.reshape(-1) >= threshold)  # (N,) over C*H*W
+    class_id, cell = np.divmod(flat, height * width)
+    y, x = np.divmod(cell, width)
+    distance = np.logaddexp(0, raw.reshape(4, -1)[:, cell]) * stride  # (4, N)
+    centre_x, centre_y = (x + 0.5) * stride, (y + 0.5) * stride
+    xyxy = np.stack(
+        [centre_x - distance[0], centre_y - distance[1], centre_x + distance[2], centre_y + distance[3]], axis=1
+    )
+    confidence = 1 / (1 + np.exp(-logits.reshape(-1)[flat]))
+    return xyxy.astype(np.float32), confidence.astype(np.float32), class_id.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class DetectSettings:
+    """How boxes are chosen from a network's outputs.
+
+    Attributes:
+        strides: input pixels a cell, one a level.
+        min_confidence: what is less sure is not a detection at all, in (0, 1).
+        nms_iou: boxes of one class that overlap more are one, in (0, 1).
+        max_detections: at most so many a frame, the most confident.
+        max_candidates: suppression looks at the most confident so many, which bounds its time on noise.
+    """
+
+    strides: tuple[int, ...]
+    min_confidence: float = 0.01
+    nms_iou: float = 0.5
+    max_detections: int = 100
+    max_candidates: int = 1000
+
+
+class Detector:
+    """Finds the defects on a frame. Made and used in one thread, as its predictor is."""
+
+    def __init__(self, predictor: Predictor, spec: InputSpec, settings: DetectSettings) -> None:
+        self._predictor = predictor
+        self._spec = spec
+        self._settings = settings
+        self._tensor = np.empty((1, spec.channels, spec.height, spec.width), np.float32)
+
+    def detect(self, image: Image) -> Detections:
+        """Detections in pixels of `image`, most confident first.
+
+        Raises:
+            ImageError: an image the pipeline cannot take.
+            PredictorError: the runtime failed.
+        """
+        tensor, placement = preprocess(image, self._spec, out=self._tensor)
+        outputs = self._predictor.run(tensor)
+        s = self._settings
+        xyxy, confidence, class_id = decode(outputs, s.strides, s.min_confidence)
+        if len(confidence) > s.max_candidates:
+            best = np.argpartition(-confidence, s.max_candidates)[: s.max_candidates]
+            xyxy, confidence, class_id = xyxy[best], confidence[best], class_id[best]
+        keep = nms(xyxy, confidence, class_id, s.nms_iou, s.max_detections)
+        height, width = image.shape[:2]
+        return Detections(placement.to_source(xyxy[keep], width, height), confidence[keep], class_id[keep])

@@ -1,0 +1,306 @@
+"""What the daemon says over MQTT: topics and versioned payloads. This file is the public contract.
+
+Payloads are JSON. Those that go through the outbox (`result`, `reject`, `alarm`) carry the gap-free `seq` of this
+node, which goes on over restarts: a reader that holds every number from its first to its last has them all. Those
+that are only about now (`state`, `info`, `health`, camera `state`, `response`) count from 1 on each topic at each start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edge.records import Inspection, VerdictKind
+
+Ms = Annotated[float, Meta(description="milliseconds")]
+
+
+class Envelope(msgspec.Struct, kw_only=True, frozen=True):
+    """What every message begins with.
+
+    `id` names the message for good: one that arrives twice (delivery is at least once) has the same id twice.
+    """
+
+    schema: str
+    id: str = ""
+    seq: int = 0
+    boot: str = ""
+    ts: float = 0.0  # wall clock, seconds since 1970 UTC
+    mono_ns: int = 0  # monotonic clock of this boot, nanoseconds
+    clock_ok: bool = True  # False: the wall clock is known to be wrong, trust `mono_ns` only
+
+
+class State(Envelope, kw_only=True, frozen=True):
+    """Retained on `state`; the broker publishes `offline` for us when we vanish (the MQTT will)."""
+
+    schema: str = "edge.state.v1"
+    state: str  # starting, running, stopping, offline
+
+
+class Info(Envelope, kw_only=True, frozen=True):
+    """Retained on `info`: what runs here."""
+
+    schema: str = "edge.info.v1"
+    version: str
+    python: str
+    machine: str
+    runtime: str  # e.g. "paddlelite 2.13rc0 int8 x86_64"
+    bundle: str  # product and version
+    bundle_digest: str
+    config_hash: str
+    classes: list[str]
+    cameras: list[str]
+
+
+class LedgerCounts(msgspec.Struct, kw_only=True, frozen=True):
+    """Conservation: triggers == sum of verdicts + sum of losses, for good and over restarts."""
+
+    triggers: int
+    verdicts: dict[str, int]
+    losses: dict[str, int]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every trigger is accounted for."""
+        return self.triggers == sum(self.verdicts.values()) + sum(self.losses.values())
+
+
+class OutboxCounts(msgspec.Struct, kw_only=True, frozen=True):
+    """added == delivered + evicted + depth."""
+
+    depth: int
+    bytes: int
+    added: int
+    delivered: int
+    evicted_results: int
+    evicted_alarms: int
+    refused: int  # messages that could not be stored at all
+
+
+class StageTimes(msgspec.Struct, kw_only=True, frozen=True):
+    """Percentiles of one stage since the last health message."""
+
+    p50: Ms
+    p99: Ms
+    max: Ms
+
+
+class Health(Envelope, kw_only=True, frozen=True):
+    """On `health`, every `publish.health_s` seconds."""
+
+    schema: str = "edge.health.v1"
+    uptime_s: float
+    rss_bytes: int
+    fps: float
+    ledger: LedgerCounts
+    balanced: bool
+    outbox: OutboxCounts
+    stages: dict[str, StageTimes]
+    live_dropped: int  # live messages not sent because there was no connection
+
+
+class CameraState(Envelope, kw_only=True, frozen=True):
+    """Retained on `camera/<id>/state`."""
+
+    schema: str = "edge.camera_state.v1"
+    camera: str
+    state: str  # opening, streaming, stalled, reconnecting, ended
+    detail: str = ""
+    frames: int = 0
+    reopened: int = 0
+
+
+class Box(msgspec.Struct, kw_only=True, frozen=True):
+    """One detection in pixels of the source frame."""
+
+    xyxy: list[float]
+    class_name: str
+    confidence: float
+
+
+class Why(msgspec.Struct, kw_only=True, frozen=True):
+    """One reason of a verdict."""
+
+    code: str
+    text: str
+
+
+class Result(Envelope, kw_only=True, frozen=True):
+    """On `camera/<id>/result`: one a part, whatever its verdict."""
+
+    schema: str = "edge.result.v1"
+    camera: str
+    part: int  # counts the node's parts, goes on over restarts
+    frame: int
+    name: str
+    captured_ts: float
+    verdict: str  # OK, NG, REVIEW, RETAKE
+    cause: str | None  # of a RETAKE
+    reasons: list[Why]
+    detections: list[Box]  # those at or over the review threshold
+    sharpness: float
+    brightness: float
+    anomaly: float | None
+    bundle_digest: str
+    latency_ms: Ms  # from the frame in memory to the verdict, before it is made durable
+    stage_ms: dict[str, float]
+
+
+class Reject(Envelope, kw_only=True, frozen=True):
+    """On `camera/<id>/reject`: a frame the gate refused, with what to do about it."""
+
+    schema: str = "edge.reject.v1"
+    camera: str
+    part: int
+    frame: int
+    name: str
+    cause: str
+    measured: float
+    limit: float
+    advice: str
+
+
+class Alarm(Envelope, kw_only=True, frozen=True):
+    """Retained on `alarm/<code>`, and cleared there with an empty message when it is over."""
+
+    schema: str = "edge.alarm.v1"
+    code: str
+    severity: str  # warning, error
+    text: str
+    advice: str
+
+
+class Response(Envelope, kw_only=True, frozen=True):
+    """On `response/<verb>`, the answer to `request/<verb>`."""
+
+    schema: str = "edge.response.v1"
+    transaction: str
+    ok: bool
+    text: str
+    data: dict[str, str] = {}
+
+
+class Request(msgspec.Struct, kw_only=True, frozen=True):
+    """What a client sends on `request/<verb>`; not retained."""
+
+    transaction: str
+
+
+PAYLOADS: tuple[type[msgspec.Struct], ...] = (
+    State, Info, Health, CameraState, Result, Reject, Alarm, Response, Request,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Every topic of one node, below `<prefix>/v1/<site>/<line>/<node>/`."""
+
+    prefix: str
+    site: str
+    line: str
+    node: str
+
+    def _at(self, *levels: str) -> str:
+        return "/".join([self.prefix, "v1", self.site, self.line, self.node, *levels])
+
+    @property
+    def state(self) -> str:
+        """
+        >>> Topics("edge", "plant", "smt1", "aoi").state
+        'edge/v1/plant/smt1/aoi/state'
+        """
+        return self._at("state")
+
+    @property
+    def info(self) -> str:
+        return self._at("info")
+
+    @property
+    def health(self) -> str:
+        return self._at("health")
+
+    def camera(self, camera: str, what: str) -> str:
+        """`what` is state, result, reject or image."""
+        return self._at("camera", camera, what)
+
+    def alarm(self, code: str) -> str:
+        return self._at("alarm", code)
+
+    def request(self, verb: str) -> str:
+        return self._at("request", verb)
+
+    def response(self, verb: str) -> str:
+        return self._at("response", verb)
+
+
+def boxes(inspection: Inspection, classes: Sequence[str], min_confidence: float) -> list[Box]:
+    """The detections at least so sure, as they are written everywhere: pixels to a tenth, confidence to 1e-4."""
+    shown = inspection.detections.above(min_confidence)
+    return [
+        Box(
+            xyxy=[round(float(v), 1) for v in xyxy],
+            class_name=classes[int(class_id)],
+            confidence=round(float(confidence), 4),
+        )
+        for xyxy, class_id, confidence in zip(shown.xyxy, shown.class_id, shown.confidence)
+    ]
+
+
+def result_of(
+    inspection: Inspection, part: int, classes: Sequence[str], shown_from: float, bundle_digest: str, latency_ms: float
+) -> Result:
+    """The result message of one inspection; `shown_from` is the least confidence of a box that is told."""
+    frame, gate, verdict = inspection.frame, inspection.gate, inspection.verdict
+    return Result(
+        camera=frame.camera,
+        part=part,
+        frame=frame.number,
+        name=frame.name,
+        captured_ts=frame.captured_ts,
+        verdict=verdict.kind.value,
+        cause=gate.cause.value if gate.cause else None,
+        reasons=[Why(code=r.code, text=r.text) for r in verdict.reasons],
+        detections=boxes(inspection, classes, shown_from),
+        sharpness=round(gate.sharpness, 2),
+        brightness=round(gate.brightness, 2),
+        anomaly=inspection.scores.anomaly,
+        bundle_digest=bundle_digest,
+        latency_ms=round(latency_ms, 3),
+        stage_ms={stage: round(ms, 3) for stage, ms in inspection.stage_ms.items()},
+    )
+
+
+def reject_of(inspection: Inspection, part: int) -> Reject:
+    """The alarm of a refused frame. Only for an inspection whose verdict is RETAKE."""
+    frame, gate = inspection.frame, inspection.gate
+    if inspection.verdict.kind is not VerdictKind.RETAKE or gate.cause is None or gate.limit is None:
+        raise ValueError(f"a reject message wants a refused frame, this one is {inspection.verdict.kind}")
+    return Reject(
+        camera=frame.camera,
+        part=part,
+        frame=frame.number,
+        name=frame.name,
+        cause=gate.cause.value,
+        measured=round(gate.measured, 3),
+        limit=gate.limit,
+        advice=gate.advice,
+    )
+
+
+AnyEnvelope = TypeVar("AnyEnvelope", bound=Envelope)
+
+
+def stamp(message: AnyEnvelope, *, seq: int, boot: str, ts: float, mono_ns: int, clock_ok: bool, stream: str) -> AnyEnvelope:
+    """The message with its envelope filled in. `stream` keeps ids of different seq counters apart."""
+    return msgspec.structs.replace(
+        message, id=f"{boot}-{stream}-{seq}", seq=seq, boot=boot, ts=ts, mono_ns=mono_ns, clock_ok=clock_ok
+    )
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The payload as JSON."""
+    return msgspec.json.encode(message)

@@ -1,0 +1,122 @@
+"""The quality gate: is this frame good enough to be judged, and if not, why not.
+
+Cheap measures only: variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), mean brightness and the share of
+saturated pixels, over a region of interest. Exposure is judged before sharpness, since a frame that is too dark or
+too bright has little contrast left and would be called blurred, which sends the technician to the wrong knob.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from edge.preprocess import Image, to_channels
+from edge.recipe import GateRecipe
+from edge.records import Cause, GateResult
+
+ADVICE = {
+    Cause.BLUR: "Check focus and lens, shorten the exposure or light more, look for vibration and a loose mount.",
+    Cause.OVEREXPOSED: "Dim the light or shorten the exposure; look for a reflection or sunlight on the part.",
+    Cause.UNDEREXPOSED: "Check that the light is on and the lens is not covered; lengthen the exposure.",
+}
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the gate measures on one frame; see `GateResult` for units and directions."""
+
+    sharpness: float
+    brightness: float
+    saturated: float
+
+
+def region(image: Image, roi: tuple[float, float, float, float]) -> Image:
+    """The part of the image that `roi` (x, y, width, height as shares of the frame) names; at least one pixel.
+
+    >>> region(np.zeros((100, 200), np.uint8), (0.5, 0.1, 0.25, 0.5)).shape
+    (50, 50)
+    """
+    height, width = image.shape[:2]
+    left, top = min(int(roi[0] * width), width - 1), min(int(roi[1] * height), height - 1)
+    right = max(left + 1, min(width, round((roi[0] + roi[2]) * width)))
+    bottom = max(top + 1, min(height, round((roi[1] + roi[3]) * height)))
+    return image[top:bottom, left:right]
+
+
+def measure(image: Image, roi: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> Measures:
+    """Sharpness, brightness and saturation of the region of interest.
+
+    >>> measure(np.full((16, 16), 255, np.uint8))
+    Measures(sharpness=0.0, brightness=255.0, saturated=1.0)
+    """
+    grey = to_channels(region(image, roi), 1)
+    # 16 bits hold every value of the 3x3 kernel (-1020 to 1020) and are half the memory traffic of floats.
+    laplacian = cv2.Laplacian(grey, cv2.CV_16S, ksize=1)
+    deviation = float(cv2.meanStdDev(laplacian)[1][0, 0])
+    saturated = cv2.countNonZero(cv2.compare(grey, 255, cv2.CMP_EQ)) / grey.size
+    return Measures(sharpness=deviation**2, brightness=float(cv2.mean(grey)[0]), saturated=saturated)
+
+
+def judge(measures: Measures, recipe: GateRecipe) -> GateResult:
+    """Pass the frame or name the first cause against it.
+
+    >>> judge(Measures(sharpness=40.0, brightness=120.0, saturated=0.0), GateRecipe(sharpness_min=100)).cause.value
+    'blur'
+    """
+    m, r = measures, recipe
+    checks = (
+        (Cause.UNDEREXPOSED, m.brightness, r.brightness_min, m.brightness < r.brightness_min),
+        (Cause.OVEREXPOSED, m.brightness, r.brightness_max, m.brightness > r.brightness_max),
+        (Cause.OVEREXPOSED, m.saturated, r.saturated_max, m.saturated > r.saturated_max),
+        (Cause.BLUR, m.sharpness, r.sharpness_min, m.sharpness < r.sharpness_min),
+    )
+    for cause, measured, limit, crossed in checks:
+        if crossed:
+            return GateResult(
+                passed=False,
+                cause=cause,
+                sharpness=m.sharpness,
+                brightness=m.brightness,
+                saturated=m.saturated,
+                measured=measured,
+                limit=limit,
+                advice=ADVICE[cause],
+            )
+    return GateResult(True, None, m.sharpness, m.brightness, m.saturated)
+
+
+def check(image: Image, recipe: GateRecipe) -> GateResult:
+    """Measure and judge one frame: uint8, (H, W) grey or (H, W, 3) BGR."""
+    return judge(measure(image, recipe.roi), recipe)
+
+
+def propose(good: list[Measures], roi: tuple[float, float, float, float], refuse_share: float) -> GateRecipe:
+    """Thresholds that refuse about `refuse_share` of frames like these good ones.
+
+    Each limit sits at the quantile of the good frames and then moves outward by half of the distance between that
+    quantile and the median: a few dozen frames do not show the tail of a shift's light and focus.
+
+    Args:
+        good: measures of frames known to be good; at least 2.
+        roi: the region they were measured over, written into the proposal.
+        refuse_share: share of good frames that may be refused, in [0, 0.5).
+    """
+    if len(good) < 2:
+        raise ValueError(f"a proposal wants at least 2 good frames, got {len(good)}")
+    sharpness = np.array([m.sharpness for m in good])
+    brightness = np.array([m.brightness for m in good])
+    saturated = np.array([m.saturated for m in good])
+    return GateRecipe(
+        sharpness_min=round(max(0.0, _limit(sharpness, refuse_share)), 1),
+        brightness_min=round(max(0.0, _limit(brightness, refuse_share)), 1),
+        brightness_max=round(min(255.0, _limit(brightness, 1 - refuse_share)), 1),
+        saturated_max=round(min(1.0, _limit(saturated, 1 - refuse_share) + 0.001), 4),
+        roi=roi,
+    )
+
+
+def _limit(values: np.ndarray[tuple[int], np.dtype[np.float64]], quantile: float) -> float:
+    edge = float(np.quantile(values, quantile))
+    return edge + 0.5 * (edge - float(np.median(values)))
