@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-# An MQTT topic level: no separators, no wildcards, nothing to quote in a shell.
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+from edge import settings
+from edge.settings import Rule
+
+SAMPLE = Path(__file__).with_name("sample.toml")
+
+# An MQTT topic level and a part of file names: no separators, no wildcards, nothing to quote in a shell.
+_NAME = "1 to 64 letters, digits, `.`, `-` or `_`, not beginning with `.` or `-`"
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z", description=_NAME)]
+Text = Annotated[str, Meta(pattern=r"^[^\x00]+\Z", description="non-empty text")]
 Positive = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Fps = Annotated[float, Meta(gt=0, le=1000)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -25,9 +36,9 @@ class Station(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 class Paths(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Where the daemon keeps what must survive it."""
 
-    state: str = "/var/lib/edge"  # outbox and installed bundles
-    bundle: str | None = None  # a bundle folder; None: the active slot below `state`
-    recipe: str | None = None  # a recipe file; None: the bundle's own
+    state: Text = "/var/lib/edge"  # outbox and installed bundles
+    bundle: Text | None = None  # a bundle folder; None: the active slot below `state`
+    recipe: Text | None = None  # a recipe file; None: the bundle's own
 
 
 class Runtime(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -42,34 +53,34 @@ class CameraBase(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     """What every camera has, whatever its frames come from."""
 
     id: Name
-    stall_s: Positive = 5.0  # no new frame for so long: the source is closed and opened again
+    stall_s: Seconds = 5.0  # no new frame for so long: the source is closed and opened again
     frozen_frames: Annotated[int, Meta(ge=0)] = 0  # so many identical frames in a row: a fault; 0: not checked
-    retry_s: Positive = 1.0  # pause before a source is opened again; doubles up to 4 times this
+    retry_s: Seconds = 1.0  # pause before a source is opened again; doubles up to 4 times this
 
 
 class FolderCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="folder"):
     """Image files of a folder or a glob, in the order of their names."""
 
-    path: str
-    fps: Positive = 10.0
+    path: Text
+    fps: Fps = 10.0
     loop: bool = False
 
 
 class OpenCvCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="opencv"):
     """Anything cv2.VideoCapture opens: /dev/v4l/by-id/..., rtsp://..., http://..., a video file."""
 
-    address: str
-    width: Annotated[int, Meta(ge=1)] | None = None
-    height: Annotated[int, Meta(ge=1)] | None = None
-    fps: Positive | None = None  # asked of a camera; paces a video file
-    fourcc: Annotated[str, Meta(pattern=r"^.{4}$")] | None = None
+    address: Text
+    width: Annotated[int, Meta(ge=1, le=16384)] | None = None
+    height: Annotated[int, Meta(ge=1, le=16384)] | None = None
+    fps: Fps | None = None  # asked of a camera; paces a video file
+    fourcc: Annotated[str, Meta(pattern=r"^[ -~]{4}\Z", description='4 characters, such as "MJPG"')] | None = None
     loop: bool = False  # a video file starts over at its end
 
 
 class PipeCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="pipe"):
     """Raw frames on the standard output of a command (gst-launch-1.0, ffmpeg), without a shell."""
 
-    command: Annotated[list[str], Meta(min_length=1)]
+    command: Annotated[list[Text], Meta(min_length=1)]
     width: Annotated[int, Meta(ge=1, le=16384)]
     height: Annotated[int, Meta(ge=1, le=16384)]
     format: Literal["gray", "bgr"] = "bgr"
@@ -78,32 +89,36 @@ class PipeCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 class SimulatedCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="simulated"):
     """A line that draws circuit boards, with ground truth, through a physical camera model."""
 
-    fps: Positive = 5.0
+    fps: Fps = 5.0
     width: Annotated[int, Meta(ge=64, le=4096)] = 640
     height: Annotated[int, Meta(ge=64, le=4096)] = 640
-    seed: int = 1
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 1
     defect_rate: Annotated[float, Meta(ge=0, le=1)] = 0.5  # share of boards with at least one defect
     fault_rate: Annotated[float, Meta(ge=0, le=1)] = 0.15  # share of frames the gate should refuse
     boards: Annotated[int, Meta(ge=0)] = 0  # ends after so many; 0: endless
 
 
-Camera = Union[FolderCamera, OpenCvCamera, PipeCamera, SimulatedCamera]
+Camera = FolderCamera | OpenCvCamera | PipeCamera | SimulatedCamera
+
+
+_PREFIX = "topic levels such as `plant/edge`, of letters, digits, `.`, `-` and `_`"
+Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*\Z", description=_PREFIX)]
 
 
 class Mqtt(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The broker and how this box presents itself to it."""
 
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 1883
-    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")] = "edge"
+    prefix: Prefix = "edge"
     client_id: Name | None = None  # None: edge-<node>
-    username: str | None = None
-    password: str | None = None
-    password_file: str | None = None  # e.g. a systemd credential; instead of `password`
+    username: Text | None = None
+    password: Text | None = None
+    password_file: Text | None = None  # e.g. a systemd credential; instead of `password`
     tls: bool = False
-    ca_file: str | None = None  # None: the system's certificate authorities
-    cert_file: str | None = None
-    key_file: str | None = None
+    ca_file: Text | None = None  # None: the system's certificate authorities
+    cert_file: Text | None = None
+    key_file: Text | None = None
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
 
 
@@ -116,7 +131,7 @@ class OutboxSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_f
 class Publishing(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What is told how often."""
 
-    health_s: Positive = 30.0
+    health_s: Seconds = 30.0
     image_every_s: Annotated[float, Meta(ge=0)] = 1.0  # a camera's image at most so often; 0: none
     image_width: Annotated[int, Meta(ge=64, le=4096)] = 640
     image_quality: Annotated[int, Meta(ge=1, le=100)] = 80
@@ -134,10 +149,72 @@ class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     publish: Publishing = Publishing()
 
 
+def _unique_ids(cameras: Sequence[Any]) -> str | None:
+    ids = [camera.get("id") for camera in cameras if isinstance(camera, Mapping)]
+    twice = sorted({str(name) for name in ids if name is not None and ids.count(name) > 1})
+    return f"several cameras have the id {', '.join(twice)}: give each its own" if twice else None
+
+
+def _one_password(password: str | None, password_file: str | None) -> str | None:
+    return "password and password_file are both given: keep one" if password and password_file else None
+
+
+def _password_has_user(username: str | None, password: str | None, password_file: str | None) -> str | None:
+    if username is None and (password or password_file):
+        return "a password is given without a username: give mqtt.username too"
+    return None
+
+
+def _certificate_has_key(cert_file: str | None, key_file: str | None) -> str | None:
+    if (cert_file is None) == (key_file is None):
+        return None
+    has, lacks = ("cert_file", "key_file") if cert_file else ("key_file", "cert_file")
+    return f"{has} is given without {lacks}: a client certificate needs both"
+
+
+def _files_want_tls(tls: bool, ca_file: str | None, cert_file: str | None, key_file: str | None) -> str | None:
+    names = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
+    given = [name for name, value in names.items() if value is not None]
+    if tls or not given:
+        return None
+    return f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} given, but tls is off: set tls = true"
+
+
+RULES: settings.Rules = {
+    Config: (Rule(("camera",), _unique_ids),),
+    Mqtt: (
+        Rule(("password", "password_file"), _one_password),
+        Rule(("username", "password", "password_file"), _password_has_user),
+        Rule(("cert_file", "key_file"), _certificate_has_key),
+        Rule(("tls", "ca_file", "cert_file", "key_file"), _files_want_tls),
+    ),
+}
+
+
 def load(path: Path) -> Config:
-    """Read and check a site config.
+    """Read and check a site config. Whether the files that it names exist is for their users to find.
 
     Raises:
         ConfigError: with every problem found, not just the first.
     """
-    raise AssertionError("written in the next step")
+    return settings.check(settings.read_toml(path), Config, str(path), RULES)
+
+
+def effective(config: Config) -> str:
+    """The whole config with its defaults, as TOML text; secrets are masked, what is not set is left out."""
+    return settings.to_toml(config, masked=True)
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the effective config. Passwords do not enter it: it is published, and they could be guessed.
+
+    >>> config = Config(camera=[SimulatedCamera(id="cam1")])
+    >>> config_hash(config) == config_hash(Config(camera=[SimulatedCamera(id="cam1", fps=5.0)]))
+    True
+    """
+    return hashlib.sha256(effective(config).encode()).hexdigest()
+
+
+def sample() -> str:
+    """The commented sample config: every key with its default."""
+    return SAMPLE.read_text(encoding="utf-8")

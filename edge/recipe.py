@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+
+from edge import settings
+from edge.settings import Rule
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -13,7 +18,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 class GateRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """When a frame is good enough to be judged. `edge calibrate gate` proposes these from good frames."""
 
-    sharpness_min: Annotated[float, Meta(ge=0)] = 0.0  # variance of the Laplacian; 0: not checked
+    sharpness_min: Annotated[float, Meta(ge=0, le=1e6)] = 0.0  # variance of the Laplacian; 0: not checked
     brightness_min: Annotated[float, Meta(ge=0, le=255)] = 0.0  # mean grey level
     brightness_max: Annotated[float, Meta(ge=0, le=255)] = 255.0
     saturated_max: Share = 1.0  # share of pixels at 255
@@ -36,3 +41,62 @@ class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     name: str = "default"
     gate: GateRecipe = GateRecipe()
     detect: DetectRecipe = DetectRecipe()
+
+
+def _roi_in_frame(roi: Sequence[float]) -> str | None:
+    x, y, width, height = roi
+    if width <= 0 or height <= 0:
+        return "roi has no area: its width and height must be above 0"
+    # Shares such as 0.1 + 0.9 may come out a hair over 1.
+    if x + width > 1 + 1e-6 or y + height > 1 + 1e-6:
+        return f"roi {list(roi)} reaches out of the frame: x + width and y + height must be at most 1"
+    return None
+
+
+def _brightness_in_order(low: float, high: float) -> str | None:
+    return f"brightness_min ({low:g}) is not below brightness_max ({high:g})" if low >= high else None
+
+
+def _review_in_order(review: float, threshold: float) -> str | None:
+    if review <= threshold:
+        return None
+    return f"review ({review:g}) is above threshold ({threshold:g}): set review to at most {threshold:g}"
+
+
+def _known_classes(classes: Sequence[str]) -> Callable[[Mapping[str, Any]], str | None]:
+    def problem(class_threshold: Mapping[str, Any]) -> str | None:
+        unknown = [name for name in class_threshold if name not in classes]
+        hints = [f"`{name}` is no class of this bundle, {settings.did_you_mean(name, classes)}" for name in unknown]
+        return "class_threshold: " + "; ".join(hints) if hints else None
+
+    return problem
+
+
+def _rules(classes: Sequence[str] | None) -> settings.Rules:
+    detect = [Rule(("review", "threshold"), _review_in_order)]
+    if classes is not None:
+        detect.append(Rule(("class_threshold",), _known_classes(classes)))
+    gate = (Rule(("roi",), _roi_in_frame), Rule(("brightness_min", "brightness_max"), _brightness_in_order))
+    return {GateRecipe: gate, DetectRecipe: tuple(detect)}
+
+
+def load(path: Path, classes: Sequence[str] | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the TOML file.
+        classes: the bundle's class names, to find misspelt ones in `class_threshold`; None: not checked.
+
+    Raises:
+        ConfigError: with every problem found, not just the first.
+    """
+    return settings.check(settings.read_toml(path), Recipe, str(path), _rules(classes))
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML text, which `load` reads back as the same recipe.
+
+    >>> print(dump(Recipe(name="pcb")).splitlines()[0])
+    name = "pcb"
+    """
+    return settings.to_toml(recipe)
