@@ -53,9 +53,9 @@ class CameraBase(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     """What every camera has, whatever its frames come from."""
 
     id: Name
-    stall_s: Seconds = 5.0  # no new frame for so long: the source is closed and opened again
+    stall_s: Seconds = 3.0  # no new frame for so long: the source is closed and opened again
     frozen_frames: Annotated[int, Meta(ge=0)] = 0  # so many identical frames in a row: a fault; 0: not checked
-    retry_s: Seconds = 1.0  # pause before a source is opened again; doubles up to 4 times this
+    retry_s: Seconds = 0.5  # pause before a source is opened again; doubles up to 4 times this
 
 
 class FolderCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="folder"):

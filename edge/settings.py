@@ -215,6 +215,9 @@ class _Walk:
             self._refuse(path, f"{path}: must be written [[{path}]], with double brackets, once for each")
         elif isinstance(info, inspect.DictType) and isinstance(value, Mapping):
             for key, item in value.items():
+                if not _converts(key, _argument(type_, 0)):
+                    what = allowed(inspect.type_info(_argument(type_, 0)))
+                    self._refuse(_join(path, key), f"{path}: the key {_text(key)} must be {what}")
                 self._value(item, _argument(type_, 1), _join(path, key))
         else:
             self._leaf(value, type_, path)
@@ -237,13 +240,10 @@ class _Walk:
         return None
 
     def _leaf(self, value: Any, type_: Any, path: str) -> None:
-        try:
-            msgspec.convert(value, type_)
-        except msgspec.ValidationError:
-            return self._refuse(path, f"{_show(path, value)}: must be {allowed(inspect.type_info(type_))}")
-        if not _finite(value):
-            return self._refuse(path, f"{_show(path, value)}: must be a finite number")
-        return None
+        if not _converts(value, type_):
+            self._refuse(path, f"{_show(path, value)}: must be {allowed(inspect.type_info(type_))}")
+        elif not _finite(value):
+            self._refuse(path, f"{_show(path, value)}: must be a finite number")
 
     def _refuse(self, path: str, problem: str) -> None:
         self._bad.add(path)
@@ -307,8 +307,16 @@ def _has_tables(info: inspect.ListType) -> bool:
     return isinstance(info.item_type, inspect.StructType) or bool(_cases(info.item_type))
 
 
+def _converts(value: Any, type_: Any) -> bool:
+    try:
+        msgspec.convert(value, type_)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
 def _argument(type_: Any, index: int) -> Any:
-    """The type of a list's items (0) or a dict's values (1)."""
+    """The type of a list's items (0), or of a dict's keys (0) or values (1)."""
     plain = get_args(type_)[0] if get_origin(type_) is Annotated else type_
     return get_args(plain)[index]
 
@@ -331,10 +339,13 @@ def _label(item: Any, number: int) -> str:
 
 def _show(path: str, value: Any) -> str:
     """`path = value` as the file has it, shortened, without secrets."""
-    value = mask(value, path.rpartition(".")[2])
+    return f"{path} = {_text(mask(value, path.rpartition('.')[2]))}"
+
+
+def _text(value: Any) -> str:
     # JSON looks as TOML does for what people write by hand, but it has no inf and nan.
     text = repr(value) if isinstance(value, float) else msgspec.json.encode(value, enc_hook=str).decode()
-    return f"{path} = {text if len(text) <= 60 else text[:57] + '...'}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _finite(value: Any) -> bool:

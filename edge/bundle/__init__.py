@@ -1,0 +1,1 @@
+"""Model bundles: what is in one, and which one this box runs."""

@@ -1,0 +1,326 @@
+"""The manifest of a model bundle: what the bundle is for, what is in it, and the SHA-256 of each of its files.
+
+A bundle is a folder with `manifest.json`, the models, a recipe and a model card. What the manifest does not list
+is not part of the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypedDict
+
+import msgspec
+from msgspec import Meta
+
+from edge import __version__, settings
+from edge.errors import BundleError
+from edge.settings import Rule
+
+MANIFEST: Final = "manifest.json"
+FORMAT: Final = 1
+LARGEST_MANIFEST_BYTES: Final = 1 << 20
+
+# Relative, one level of plain names after another: neither `..` nor an absolute path can be written this way.
+_LEVEL = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
+_PATH = "a path inside the bundle, of letters, digits, `.`, `-` and `_`, such as `model/int8.nb`"
+FilePath = Annotated[str, Meta(pattern=rf"^{_LEVEL}(/{_LEVEL})*\Z", description=_PATH)]
+ProductName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", description="1 to 64 letters, digits, `-` or `_`")
+]
+ClassName = Annotated[str, Meta(pattern=r"^[^\x00-\x1f]{1,64}\Z", description="a name of 1 to 64 characters")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="a SHA-256 as 64 hexadecimal digits")]
+EdgeVersion = Annotated[str, Meta(pattern=r"^\d{1,9}\.\d{1,9}\.\d{1,9}\Z", description="a version such as `0.1.0`")]
+Moment = Annotated[
+    str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z", description="a time such as `2026-01-31T12:00:00Z`")
+]
+
+
+class Input(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The input contract of every model in the bundle; as `edge.preprocess.InputSpec`."""
+
+    width: Annotated[int, Meta(ge=1, le=8192)]
+    height: Annotated[int, Meta(ge=1, le=8192)]
+    channels: Literal[1, 3]
+    scale: Annotated[float, Meta(gt=0, le=1000)] = 1 / 255
+    mean: Annotated[float, Meta(ge=0, le=255)] = 0.0
+
+
+class Artifact(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One model file and what it runs on."""
+
+    file: FilePath
+    runtime: Literal["paddlelite", "onnxruntime"]
+    arch: Literal["x86_64", "aarch64", "any"]
+    precision: Literal["int8", "fp32"]
+    made_with: Annotated[str, Meta(min_length=1, description="a tool and its version, such as `paddlelite 2.13rc0`")]
+
+
+class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What a bundle says of itself.
+
+    Attributes:
+        format: version of this structure.
+        version: counts the bundles of one product, from 1.
+        created: when it was built, UTC.
+        min_edge: the oldest release of this package that can run it.
+        classes: class names by class id.
+        strides: input pixels a cell of each output level, in the order of the model's outputs.
+        recipe, card: files of the bundle: its own recipe, its model card.
+        figures: measured accuracy and speed by name, as the card explains them.
+        files: SHA-256 of every file but this manifest.
+    """
+
+    format: Annotated[int, Meta(ge=1)] = FORMAT
+    product: ProductName
+    version: Annotated[int, Meta(ge=1, le=10**9)]
+    created: Moment
+    min_edge: EdgeVersion
+    classes: Annotated[list[ClassName], Meta(min_length=1, max_length=1000)]
+    input: Input
+    strides: Annotated[list[Annotated[int, Meta(ge=1, le=1024)]], Meta(min_length=1, max_length=16)]
+    artifacts: Annotated[list[Artifact], Meta(min_length=1)]
+    recipe: FilePath = "recipe.toml"
+    card: FilePath = "CARD.md"
+    figures: dict[str, float] = {}
+    files: dict[FilePath, Sha256]
+
+
+def _unique_classes(classes: Sequence[str]) -> str | None:
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    return f"classes: {', '.join(twice)} is listed more than once" if twice else None
+
+
+def _all_listed(artifacts: Any, recipe: str, card: str, files: Mapping[str, str]) -> str | None:
+    models = [a.get("file") for a in artifacts if isinstance(a, Mapping)]
+    lacking = sorted({name for name in (*models, recipe, card) if isinstance(name, str) and name not in files})
+    return f"files: {', '.join(lacking)} is part of the bundle but has no SHA-256 here" if lacking else None
+
+
+def _input_fits_strides(size: Any, strides: Sequence[int]) -> str | None:
+    if not isinstance(size, Mapping) or not all(isinstance(size.get(side), int) for side in ("width", "height")):
+        return None
+    bad = [stride for stride in strides if stride > 0 and (size["width"] % stride or size["height"] % stride)]
+    return f"strides: {bad[0]} does not divide the input {size['width']}x{size['height']}" if bad else None
+
+
+_RULES: Final[settings.Rules] = {
+    Manifest: (
+        Rule(("classes",), _unique_classes),
+        Rule(("artifacts", "recipe", "card", "files"), _all_listed),
+        Rule(("input", "strides"), _input_fits_strides),
+        Rule(("files",), lambda files: f"files: {MANIFEST} cannot hold its own SHA-256" if MANIFEST in files else None),
+    )
+}
+
+
+def read(folder: Path) -> Manifest:
+    """Read a bundle's manifest and check every file against it.
+
+    Raises:
+        BundleError: no bundle there, a manifest that is wrong or too new, a file missing, altered or not inside
+            the folder. Every problem of the manifest, or else of the files, is named.
+    """
+    manifest = read_unverified(folder)
+    problems = list(_file_problems(folder, manifest))
+    if problems:
+        raise BundleError(_listed(f"the bundle {folder} is not as it was built; copy or build it again", problems))
+    return manifest
+
+
+def read_unverified(folder: Path) -> Manifest:
+    """The manifest alone; the files that it lists are not looked at.
+
+    Raises:
+        BundleError: as `read`, but for the files.
+    """
+    data = _read_json(folder)
+    known = data.get("format", FORMAT)
+    if isinstance(known, int) and known > FORMAT:
+        raise BundleError(f"the bundle {folder} has format {known}, this edge knows up to {FORMAT}: update edge")
+    problems = settings.find_problems(data, Manifest, _RULES)
+    if problems:
+        raise BundleError(_listed(f"the manifest {folder / MANIFEST} cannot be used", problems))
+    manifest = msgspec.convert(data, Manifest)
+    if _numbers(manifest.min_edge) > _numbers(__version__):
+        raise BundleError(
+            f"the bundle {folder} needs edge {manifest.min_edge} or newer, this is {__version__}: update edge"
+        )
+    return manifest
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        if not folder.is_dir():
+            raise BundleError(f"there is no bundle at {folder}: it is not a folder")
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{folder} is not a bundle: it has no file {MANIFEST}")
+        with path.open("rb") as file:
+            data = msgspec.json.decode(file.read(LARGEST_MANIFEST_BYTES))
+    except OSError as error:
+        raise BundleError(f"the bundle {folder} cannot be read: {error.strerror or error}") from error
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise BundleError(f"the manifest {path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise BundleError(f"the manifest {path} is not a JSON object")
+    return data
+
+
+def _file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    for name, expected in sorted(manifest.files.items()):
+        path = folder / name
+        try:
+            if link := _link_on_the_way(folder, name):
+                yield f"{name}: {link} is a link; a bundle holds its files itself"
+            elif not path.exists():
+                yield f"{name}: missing"
+            elif not stat.S_ISREG(path.stat().st_mode):
+                yield f"{name}: not a file"
+            elif (found := sha256_file(path)) != expected:
+                yield f"{name}: altered: its SHA-256 is {found[:12]}..., the manifest says {expected[:12]}..."
+        except OSError as error:
+            yield f"{name}: cannot be read: {error.strerror or error}"
+
+
+def _link_on_the_way(folder: Path, name: str) -> str | None:
+    """The first part of a file's path below the folder that is a symbolic link."""
+    path = folder
+    for level in Path(name).parts:
+        path = path / level
+        if path.is_symlink():
+            return str(path.relative_to(folder))
+    return None
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest(manifest: Manifest) -> str:
+    """SHA-256 over the manifest in a canonical form: names the bundle and, through its hashes, every file in it."""
+    return hashlib.sha256(msgspec.json.encode(manifest, order="sorted")).hexdigest()
+
+
+class Fields(TypedDict, total=False):
+    """What a builder says of a bundle; as in `Manifest`. `created`, `recipe`, `card` and `figures` may be left out."""
+
+    product: str
+    version: int
+    created: str
+    min_edge: str
+    classes: list[str]
+    input: dict[str, Any]
+    strides: list[int]
+    artifacts: list[dict[str, Any]]
+    recipe: str
+    card: str
+    figures: dict[str, float]
+
+
+def build(folder: Path, fields: Fields) -> Manifest:
+    """Hash every file in the folder, write its manifest, and read the finished bundle back.
+
+    Files whose names begin with a dot are left out.
+
+    Raises:
+        BundleError: the result would not be a valid bundle.
+    """
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    path = folder / MANIFEST
+    try:
+        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if _belongs(p, folder))
+        files = {name: sha256_file(folder / name) for name in names}
+        data = {"format": FORMAT, "created": now, "min_edge": __version__, **fields, "files": files}
+        problems = settings.find_problems(data, Manifest, _RULES)
+        if problems:
+            raise BundleError(_listed(f"no bundle can be built of {folder}", problems))
+        manifest = msgspec.convert(data, Manifest)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    except OSError as error:
+        raise BundleError(f"the bundle {folder} cannot be built: {error.filename}: {error.strerror}") from error
+    return read(folder)
+
+
+def _belongs(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return path.is_file() and parts != (MANIFEST,) and not any(part.startswith(".") for part in parts)
+
+
+def choose(
+    manifest: Manifest,
+    machine: str,
+    runtimes: Mapping[str, str],
+    prefer: str = "auto",
+    precision: str = "auto",
+) -> Artifact:
+    """The model of the bundle that this device runs.
+
+    Paddle Lite comes before ONNX Runtime, INT8 before FP32, a model for this architecture before one for any.
+
+    Args:
+        machine: architecture of the device, as `platform.machine()` says it.
+        runtimes: installed runtimes and their versions, such as `{"paddlelite": "2.13rc0"}`.
+        prefer: a runtime that comes first where both could run; "auto": Paddle Lite.
+        precision: "int8" or "fp32": nothing else will do; "auto": either.
+
+    Raises:
+        BundleError: nothing in the bundle runs here; says what there is, what the device has, and what to do.
+    """
+    arch = {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    obstacles = [_obstacle(artifact, arch, runtimes, precision) for artifact in manifest.artifacts]
+    fitting = [a for a, obstacle in zip(manifest.artifacts, obstacles, strict=True) if obstacle is None]
+    if not fitting:
+        lines = [f"{a.file} {obstacle}" for a, obstacle in zip(manifest.artifacts, obstacles, strict=True)]
+        raise BundleError(_listed(_nothing_fits(manifest, arch, runtimes), lines))
+    first = "paddlelite" if prefer == "auto" else prefer
+    return min(fitting, key=lambda a: (a.runtime != first, a.precision != "int8", a.arch != arch))
+
+
+def _obstacle(artifact: Artifact, arch: str, runtimes: Mapping[str, str], precision: str) -> str | None:
+    """Why this device cannot run the model; None when it can."""
+    installed = runtimes.get(artifact.runtime)
+    if artifact.arch not in (arch, "any"):
+        return f"is for {artifact.arch}"
+    if precision not in ("auto", artifact.precision):
+        return f"is {artifact.precision}, and runtime.precision wants {precision}"
+    if installed is None:
+        return f"needs {artifact.runtime}, which is not installed"
+    # The format of .nb files changes between versions; another version's file can abort the whole process.
+    if artifact.runtime == "paddlelite" and artifact.made_with != f"paddlelite {installed}":
+        return f"was made with {artifact.made_with}, and paddlelite {installed} is installed"
+    return None
+
+
+def _nothing_fits(manifest: Manifest, arch: str, runtimes: Mapping[str, str]) -> str:
+    has = ", ".join(f"{name} {version}" for name, version in sorted(runtimes.items())) or "no inference runtime"
+    return (
+        f"the bundle {manifest.product} {manifest.version} has no model for this device ({arch} with {has}); "
+        f"{_remedy(manifest, arch, runtimes)}"
+    )
+
+
+def _remedy(manifest: Manifest, arch: str, runtimes: Mapping[str, str]) -> str:
+    here = [a for a in manifest.artifacts if a.arch in (arch, "any")]
+    if not here:
+        return f"get a bundle that was built for {arch}"
+    absent = sorted({a.runtime for a in here} - set(runtimes))
+    if absent:
+        return f"install {' or '.join(absent)}, or get a bundle for what is installed"
+    return "install the version that the model was made with, set runtime.precision to auto, or get another bundle"
+
+
+def _listed(headline: str, problems: Sequence[str]) -> str:
+    return headline + ":\n" + "\n".join(f"  - {problem}" for problem in problems)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

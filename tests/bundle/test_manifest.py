@@ -1,0 +1,200 @@
+"""The manifest: a bundle that is incomplete, altered, too new or for another device is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge import __version__
+from edge.bundle import manifest as manifests
+from edge.bundle.manifest import MANIFEST, Artifact, Fields
+from edge.errors import BundleError
+
+LITE = "paddlelite 2.13rc0"
+ARTIFACTS: list[dict[str, Any]] = [
+    {"file": "x86/int8.nb", "runtime": "paddlelite", "arch": "x86_64", "precision": "int8", "made_with": LITE},
+    {"file": "x86/fp32.nb", "runtime": "paddlelite", "arch": "x86_64", "precision": "fp32", "made_with": LITE},
+    {"file": "fp32.onnx", "runtime": "onnxruntime", "arch": "any", "precision": "fp32", "made_with": "paddle2onnx 1"},
+]
+
+
+def fields() -> Fields:
+    return Fields(
+        product="pcb",
+        version=3,
+        classes=["open", "short"],
+        input={"width": 64, "height": 32, "channels": 1},
+        strides=[8, 16],
+        artifacts=ARTIFACTS,
+        figures={"ap": 0.98},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pcb"
+    for artifact in ARTIFACTS:
+        path = folder / artifact["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(artifact["file"].encode() * 1000)
+    (folder / "recipe.toml").write_text('name = "pcb"\n')
+    (folder / "CARD.md").write_text("# pcb\n")
+    return folder
+
+
+@pytest.fixture
+def bundle(folder: Path) -> Path:
+    manifests.build(folder, fields())
+    return folder
+
+
+def edit(bundle: Path, **changes: Any) -> None:
+    data = json.loads((bundle / MANIFEST).read_text())
+    data.update(changes)
+    (bundle / MANIFEST).write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+
+
+def test_what_is_built_reads_back(folder: Path) -> None:
+    (folder / ".DS_Store").write_bytes(b"x")
+    built = manifests.build(folder, fields())
+    assert manifests.read(folder) == built
+    assert (built.product, built.version, built.format, built.min_edge) == ("pcb", 3, 1, __version__)
+    assert sorted(built.files) == ["CARD.md", "fp32.onnx", "recipe.toml", "x86/fp32.nb", "x86/int8.nb"]
+
+
+def test_the_digest_names_the_content(bundle: Path) -> None:
+    before = manifests.digest(manifests.read(bundle))
+    data = json.loads((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(json.dumps(dict(reversed(data.items())), indent=7))
+    assert manifests.digest(manifests.read(bundle)) == before, "the order and the spaces of the JSON do not matter"
+    (bundle / "CARD.md").write_text("# other\n")
+    changed = manifests.build(bundle, fields() | {"created": data["created"]})  # type: ignore[operator]
+    assert manifests.digest(changed) != before, "one file changed"
+
+
+def replace_by_link(path: Path, target: Path) -> None:
+    path.rename(target)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected", "why"),
+    [
+        (lambda b: b.rename(b.with_name("gone")), "there is no bundle at", "no folder"),
+        (lambda b: (b / MANIFEST).unlink(), "it has no file manifest.json", "some other folder"),
+        (lambda b: (b / MANIFEST).write_text("{"), "is not valid JSON", "cut short"),
+        (lambda b: (b / MANIFEST).write_bytes(b"\xff\xfe"), "is not valid JSON", "not even text"),
+        (lambda b: (b / MANIFEST).write_text("[" * 5000), "is not valid JSON", "deep nesting"),
+        (lambda b: (b / MANIFEST).write_text("[]"), "is not a JSON object", "JSON, but no manifest"),
+        (lambda b: (b / MANIFEST).write_text("{}"), "product: missing", "an empty one"),
+        (lambda b: edit(b, format=2, new=1), "has format 2, this edge knows up to 1: update edge", "from the future"),
+        (lambda b: edit(b, min_edge="99.0.0"), "needs edge 99.0.0 or newer", "a newer daemon's"),
+        (lambda b: edit(b, prodct="x"), "prodct: unknown key; did you mean `product`?", "a misspelt key"),
+        (lambda b: edit(b, product="../x"), 'product = "../x": must be', "a product name becomes a folder name"),
+        (lambda b: edit(b, version=0), "version = 0: must be a whole number from 1", "versions begin at 1"),
+        (lambda b: edit(b, classes=["a", "a"]), "classes: a is listed more than once", "thresholds go by name"),
+        (lambda b: edit(b, strides=[24]), "24 does not divide the input 64x32", "cells would not line up"),
+        (lambda b: edit(b, artifacts=[ARTIFACTS[0] | {"runtime": "trt"}]), "artifacts[1].runtime", "by its place"),
+        (lambda b: edit(b, card="NONE.md"), "NONE.md is part of the bundle but has no SHA-256", "unlisted"),
+        (lambda b: edit(b, files={"../../etc/passwd": "0" * 64}), "../../etc/passwd", "outside the folder"),
+        (lambda b: edit(b, files={"/etc/passwd": "0" * 64}), "/etc/passwd", "an absolute path"),
+        (lambda b: edit(b, files={"a": "12"}), 'files.a = "12": must be a SHA-256', "half a hash"),
+        (lambda b: (b / "x86/int8.nb").unlink(), "x86/int8.nb: missing", "a file forgotten"),
+        (lambda b: (b / "CARD.md").write_text("x"), "CARD.md: altered: its SHA-256 is", "one byte is enough"),
+        (lambda b: replace_by_link(b / "CARD.md", b.with_name("c")), "CARD.md: CARD.md is a link", "a link to a file"),
+        (lambda b: replace_by_link(b / "x86", b.with_name("d")), "x86/int8.nb: x86 is a link", "a link to a folder"),
+        (lambda b: replace_by_link(b / MANIFEST, b.with_name("m")), "it has no file manifest", "a linked manifest"),
+        (lambda b: ((b / "CARD.md").unlink(), os.mkfifo(b / "CARD.md")), "CARD.md: not a file", "a pipe would hang"),
+    ],
+)
+def test_a_damaged_bundle_is_refused(damage: Callable[[Path], Any], expected: str, why: str, bundle: Path) -> None:
+    damage(bundle)
+    with pytest.raises(BundleError) as caught:
+        manifests.read(bundle)
+    assert expected in str(caught.value), f"{why}: {caught.value}"
+
+
+def test_every_problem_is_reported_at_once(bundle: Path) -> None:
+    (bundle / "CARD.md").write_text("x")
+    (bundle / "fp32.onnx").unlink()
+    with pytest.raises(BundleError) as caught:
+        manifests.read(bundle)
+    assert "CARD.md: altered" in str(caught.value) and "fp32.onnx: missing" in str(caught.value)
+    edit(bundle, version="x", created="today", strides=[])
+    with pytest.raises(BundleError) as caught:
+        manifests.read(bundle)
+    assert all(key in str(caught.value) for key in ("version", "created", "strides"))
+
+
+def test_a_wrong_bundle_is_not_built(folder: Path) -> None:
+    (folder / "fp32.onnx").unlink()
+    with pytest.raises(BundleError, match=r"fp32\.onnx is part of the bundle but has no SHA-256"):
+        manifests.build(folder, fields())
+    assert not (folder / MANIFEST).exists()
+
+
+LITE_HERE = {"paddlelite": "2.13rc0"}
+BOTH = {"paddlelite": "2.13rc0", "onnxruntime": "1.23.2"}
+ORT = {"onnxruntime": "1.23.2"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "runtimes", "prefer", "precision", "expected", "why"),
+    [
+        ("x86_64", BOTH, "auto", "auto", "x86/int8.nb", "Paddle Lite and INT8 come first"),
+        ("AMD64", BOTH, "auto", "auto", "x86/int8.nb", "another name of the same architecture"),
+        ("x86_64", BOTH, "auto", "fp32", "x86/fp32.nb", "precision is an order"),
+        ("x86_64", BOTH, "onnxruntime", "auto", "fp32.onnx", "the runtime preferred comes first"),
+        ("x86_64", LITE_HERE, "onnxruntime", "auto", "x86/int8.nb", "a preference gives way to what is there"),
+        ("x86_64", ORT, "auto", "auto", "fp32.onnx", "no Paddle Lite here"),
+        ("aarch64", BOTH, "auto", "auto", "fp32.onnx", "no .nb for this architecture"),
+        ("x86_64", {"paddlelite": "2.12", **ORT}, "auto", "auto", "fp32.onnx", "another version's .nb is left alone"),
+    ],
+)
+def test_choice(
+    machine: str, runtimes: dict[str, str], prefer: str, precision: str, expected: str, why: str, bundle: Path
+) -> None:
+    chosen = manifests.choose(manifests.read(bundle), machine, runtimes, prefer=prefer, precision=precision)
+    assert chosen.file == expected, why
+
+
+def test_a_model_for_this_very_architecture_comes_before_one_for_any(bundle: Path) -> None:
+    base = ARTIFACTS[2] | {"file": "x86/fp32.nb", "arch": "aarch64"}
+    edit(bundle, artifacts=[ARTIFACTS[2], base])
+    assert manifests.choose(manifests.read(bundle), "arm64", ORT).arch == "aarch64"
+
+
+@pytest.mark.parametrize(
+    ("machine", "runtimes", "precision", "expected", "why"),
+    [
+        ("x86_64", {}, "auto", ["no inference runtime", "install onnxruntime or paddlelite"], "a bare device"),
+        (
+            "x86_64",
+            {"paddlelite": "2.12"},
+            "auto",
+            ["was made with paddlelite 2.13rc0, and paddlelite 2.12 is installed", "install onnxruntime"],
+            "another version's .nb can abort the process",
+        ),
+        ("aarch64", LITE_HERE, "auto", ["x86/int8.nb is for x86_64", "needs onnxruntime, which is not"], "an ARM box"),
+        ("aarch64", ORT, "int8", ["is fp32, and runtime.precision wants int8", "precision to auto"], "too strict"),
+    ],
+)
+def test_nothing_fits(
+    machine: str, runtimes: dict[str, str], precision: str, expected: list[str], why: str, bundle: Path
+) -> None:
+    with pytest.raises(BundleError) as caught:
+        manifests.choose(manifests.read(bundle), machine, runtimes, precision=precision)
+    assert all(text in str(caught.value) for text in expected), f"{why}: {caught.value}"
+
+
+def test_a_bundle_for_other_architectures_says_so(bundle: Path) -> None:
+    manifest = manifests.read(bundle)
+    only_x86 = msgspec.structs.replace(manifest, artifacts=[Artifact(**ARTIFACTS[0])])
+    with pytest.raises(BundleError, match="get a bundle that was built for riscv64"):
+        manifests.choose(only_x86, "riscv64", BOTH)

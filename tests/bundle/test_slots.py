@@ -1,0 +1,336 @@
+"""Slots: an install happens or does not, wherever it is killed; errors leave the active bundle alone."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.bundle import manifest as manifests
+from edge.bundle import slots
+from edge.bundle.manifest import MANIFEST, Fields
+from edge.errors import BundleError
+
+
+def make_bundle(folder: Path, version: int, model_bytes: int = 5000) -> Path:
+    (folder / "x86").mkdir(parents=True)
+    (folder / "x86/int8.nb").write_bytes(bytes([version]) * model_bytes)
+    (folder / "recipe.toml").write_text('name = "pcb"\n')
+    (folder / "CARD.md").write_text(f"# pcb {version}\n")
+    artifact = {"file": "x86/int8.nb", "runtime": "paddlelite", "arch": "any", "precision": "int8", "made_with": "x 1"}
+    fields = Fields(
+        product="pcb",
+        version=version,
+        classes=["open"],
+        input={"width": 64, "height": 64, "channels": 1},
+        strides=[8],
+        artifacts=[artifact],
+    )
+    manifests.build(folder, fields)
+    return folder
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "first", 1)
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "second", 2)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def active_version(state: Path) -> int:
+    return manifests.read(slots.active(state)).version
+
+
+def names(state: Path) -> list[str]:
+    return sorted(p.name for p in (state / "bundles").iterdir() if p.name != ".lock")
+
+
+def test_the_first_install(first: Path, state: Path) -> None:
+    done = slots.install(first, state)
+    assert done.copied and done.previous is None
+    assert done.path == slots.active(state)
+    assert str(done) == f"pcb 1 in {done.path}"
+    shutil.rmtree(first)
+    assert active_version(state) == 1, "the slot stands on its own"
+    assert not any(path.is_symlink() for path in done.path.rglob("*"))
+
+
+def test_the_second_install_keeps_the_first_as_previous_and_a_third_drops_it(
+    first: Path, second: Path, state: Path, tmp_path: Path
+) -> None:
+    one = slots.install(first, state).path
+    two = slots.install(second, state)
+    assert two.previous == one
+    three = slots.install(make_bundle(tmp_path / "third", 3), state).path
+    assert names(state) == sorted(["active", "previous", two.path.name, three.name])
+    assert slots.rollback(state) == two.path
+    assert active_version(state) == 2
+    assert slots.rollback(state) == three, "and back again"
+
+
+def test_installing_the_same_bundle_again_changes_nothing(first: Path, second: Path, state: Path) -> None:
+    slots.install(first, state)
+    slots.install(second, state)
+    before = names(state)
+    again = slots.install(second, state)
+    assert not again.copied and again.previous is None
+    assert names(state) == before
+    assert slots.rollback(state).name.startswith("pcb-1-"), "what was previous still is"
+
+
+def test_a_damaged_active_slot_is_replaced_by_installing_again(first: Path, state: Path) -> None:
+    damaged = slots.install(first, state).path
+    (damaged / "CARD.md").write_text("x")
+    again = slots.install(first, state)
+    assert again.copied
+    assert again.path.name == damaged.name + ".1", "a slot is never changed in place"
+    assert not damaged.exists(), "a damaged slot is nothing to go back to"
+    assert active_version(state) == 1
+
+
+def test_what_an_interrupted_install_left_is_removed(first: Path, state: Path) -> None:
+    bundles = state / "bundles"
+    (bundles / "pcb-9-00000000.partial/x86").mkdir(parents=True)
+    (bundles / "active.partial").symlink_to("nowhere")
+    (bundles / "notes").mkdir()
+    slots.install(first, state)
+    assert [n for n in names(state) if n.endswith(".partial")] == []
+    assert "notes" in names(state), "what is not ours stays"
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected", "why"),
+    [
+        (lambda b: (b / "CARD.md").write_text("x"), "CARD.md: altered", "altered on its way here"),
+        (lambda b: (b / MANIFEST).unlink(), "it has no file manifest.json", "not a bundle"),
+    ],
+)
+def test_a_bad_bundle_is_not_installed(
+    damage: Callable[[Path], object], expected: str, why: str, first: Path, second: Path, state: Path
+) -> None:
+    slots.install(first, state)
+    damage(second)
+    with pytest.raises(BundleError, match=expected):
+        slots.install(second, state)
+    assert active_version(state) == 1, why
+
+
+def test_a_bundle_that_changes_while_it_is_copied_is_not_installed(
+    first: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copyfile = shutil.copyfile
+
+    def change_then_copy(source: Path, target: Path, *, follow_symlinks: bool) -> None:
+        if source.name == "CARD.md":
+            source.write_text("changed\n")
+        copyfile(source, target, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(shutil, "copyfile", change_then_copy)
+    with pytest.raises(BundleError, match=r"CARD\.md: altered"):
+        slots.install(first, state)
+    assert names(state) == [], "nothing is left of it"
+
+
+def test_nothing_installed(state: Path) -> None:
+    with pytest.raises(BundleError, match="run `edge bundle install DIR`"):
+        slots.active(state)
+    with pytest.raises(BundleError, match="run `edge bundle install DIR`"):
+        slots.rollback(state)
+
+
+def test_nothing_to_roll_back_to(first: Path, state: Path) -> None:
+    slots.install(first, state)
+    with pytest.raises(BundleError, match="no previous bundle"):
+        slots.rollback(state)
+
+
+def test_an_active_link_that_leads_nowhere(first: Path, state: Path) -> None:
+    shutil.rmtree(slots.install(first, state).path)
+    with pytest.raises(BundleError, match="is missing: run `edge bundle install DIR` again"):
+        slots.active(state)
+
+
+def test_a_damaged_previous_slot_is_not_rolled_back_to(first: Path, second: Path, state: Path) -> None:
+    (slots.install(first, state).path / "CARD.md").write_text("x")
+    (state / "bundles/previous").symlink_to(os.readlink(state / "bundles/active"))
+    make = slots.install(second, state)
+    (state / "bundles/previous").unlink(missing_ok=True)
+    (state / "bundles/pcb-1-00000000").mkdir()
+    (state / "bundles/previous").symlink_to("pcb-1-00000000")
+    with pytest.raises(BundleError, match="not a bundle"):
+        slots.rollback(state)
+    assert slots.active(state) == make.path
+
+
+def test_two_installs_at_once(first: Path, second: Path, state: Path) -> None:
+    slots.install(first, state)
+    with (state / "bundles/.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BundleError, match="another install is at work"):
+            slots.install(second, state)
+    assert slots.install(second, state).copied, "the lock goes with its holder"
+
+
+def test_every_file_and_folder_is_on_the_disk_before_the_slot_has_its_name(
+    first: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(handle: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def note_rename(self: Path, target: Path) -> Path:
+        events.append(f"rename {Path(target).name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    slot = slots.install(first, state).path
+    partial = slot.with_name(slot.name + ".partial")
+    named, switched = events.index(f"rename {slot.name}"), events.index("rename active")
+    wanted = {str(partial / path.relative_to(slot)) for path in [slot, *slot.rglob("*")]}
+    assert wanted <= set(events[:named])
+    assert str(state / "bundles") in events[named:switched], "the name is on the disk before a link leads to it"
+    assert str(state / "bundles") in events[switched:]
+
+
+# --- kill -9 at every step ---
+
+
+def killed_at(step: int, action: Callable[[], object]) -> bool:
+    """Run in a child that kills itself at its step-th operation on files; True when it came to that."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def hook(event: str, _args: tuple[object, ...]) -> None:
+            nonlocal count
+            if event == "open" or event.startswith(("os.", "shutil.", "fcntl.")):
+                count += 1  # first, since the kill is such an event too
+                if count == step + 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(hook)
+            action()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"the child failed by itself: {status}"
+    return status != 0
+
+
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("action", ["install", "install over a damaged slot", "rollback"])
+def test_killed_at_any_step_the_active_bundle_still_loads(action: str, stride: int, tmp_path: Path) -> None:
+    start, work = tmp_path / "start", tmp_path / "work"
+    bundles = [make_bundle(tmp_path / str(version), version, 100) for version in (1, 2, 3)]
+    for bundle in bundles[:2]:
+        slots.install(bundle, start)
+    if action == "install over a damaged slot":
+        slots.install(bundles[2], start)
+        (slots.active(start) / "CARD.md").write_text("x")
+        slots.rollback(start)
+    old = active_version(start)
+    step, seen = 0, set()
+    killed = True
+    while killed:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(start, work, symlinks=True)
+        run = (lambda: slots.rollback(work)) if action == "rollback" else (lambda: slots.install(bundles[2], work))
+        killed = killed_at(step, run)
+        seen.add(active_version(work))  # reads and checks every file of the active slot
+        assert slots.install(bundles[2], work).manifest.version == 3, "and the next install works"
+        assert not [name for name in names(work) if name.endswith(".partial")]
+        step += stride
+    assert step > (15 if action == "rollback" else 80), "it was killed at many places"
+    assert seen == {old, 1 if action == "rollback" else 3}, "before: the old one; after: the new one; nothing else"
+
+
+# --- errors of the file system ---
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small file system can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=10)
+
+
+def test_a_full_disk_is_found_before_copying(first: Path, tmp_path: Path, small_disk: Path) -> None:
+    slots.install(first, small_disk)
+    with pytest.raises(BundleError, match=r"needs 1\.0 MB and .* MB free: free some space"):
+        slots.install(make_bundle(tmp_path / "big", 2, 1_000_000), small_disk)
+    assert active_version(small_disk) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ENOSPC, "No space left on device.*free some space"), (errno.EROFS, "Read-only.*can be written")],
+)
+def test_an_error_while_copying_leaves_nothing_behind(
+    number: int, expected: str, first: Path, second: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots.install(first, state)
+    before = names(state)
+
+    def fail(source: Path, target: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(BundleError, match=expected):
+        slots.install(second, state)
+    assert names(state) == before
+    assert active_version(state) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_without_permission_it_says_who_should_run_it(first: Path, tmp_path: Path) -> None:
+    state = tmp_path / "closed"
+    state.mkdir(mode=0o700)
+    for path in [*first.parents][:-2]:
+        path.chmod(0o755)
+    state.chmod(0o555)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(BundleError, match=r"Permission denied.*run it as root or as the daemon's user"):
+            slots.install(first, state)
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_installs_belongs_to_the_owner_of_the_state_folder(first: Path, state: Path) -> None:
+    state.mkdir()
+    os.chown(state, 65534, 65534)
+    slots.install(first, state)
+    assert {path.lstat().st_uid for path in (state / "bundles").rglob("*")} == {65534}
+
+
+def test_a_state_folder_that_is_a_file(first: Path, state: Path) -> None:
+    state.write_text("x")
+    with pytest.raises(BundleError, match="cannot be installed"):
+        slots.install(first, state)
