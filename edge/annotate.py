@@ -36,14 +36,12 @@ def annotate(inspection: Inspection, classes: Sequence[str], shown_from: float, 
     scale = min(1.0, max_width / width) if max_width else 1.0
     if scale < 1:
         picture = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
-    canvas = cv2.copyMakeBorder(picture, BANNER_PX, 0, 0, 0, cv2.BORDER_CONSTANT, value=_banner_colour(inspection))
+    banner = BANNER[inspection.verdict.kind]
+    bordered = cv2.copyMakeBorder(picture, BANNER_PX, 0, 0, 0, cv2.BORDER_CONSTANT, value=banner)
+    canvas = np.asarray(bordered, np.uint8)
     _draw_boxes(canvas[BANNER_PX:], inspection.detections.above(shown_from), classes, scale)
     cv2.putText(canvas, _headline(inspection), (4, 17), FONT, 0.5, WHITE, 1, cv2.LINE_AA)
-    return np.asarray(canvas, np.uint8)
-
-
-def _banner_colour(inspection: Inspection) -> tuple[int, int, int]:
-    return BANNER[inspection.verdict.kind]
+    return canvas
 
 
 def _headline(inspection: Inspection) -> str:

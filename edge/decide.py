@@ -28,9 +28,7 @@ def decide(detections: Detections, recipe: DetectRecipe, classes: Sequence[str])
     """
     sure: list[Reason] = []
     doubtful: list[Reason] = []
-    for xyxy, confidence, class_id in zip(
-        detections.xyxy, detections.confidence, detections.class_id, strict=True
-    ):
+    for xyxy, confidence, class_id in zip(detections.xyxy, detections.confidence, detections.class_id, strict=True):
         name = classes[int(class_id)]
         threshold = recipe.class_threshold.get(name, recipe.threshold)
         if confidence < min(recipe.review, threshold):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,8 +51,7 @@ def decode(
         raise ValueError(f"{len(strides)} strides want {2 * len(strides)} outputs, the model gave {len(outputs)}")
     threshold = math.log(min_confidence / (1 - min_confidence))
     parts = [
-        _decode_level(outputs[2 * i][0], outputs[2 * i + 1][0], stride, threshold)
-        for i, stride in enumerate(strides)
+        _decode_level(outputs[2 * i][0], outputs[2 * i + 1][0], stride, threshold) for i, stride in enumerate(strides)
     ]
     return (
         np.concatenate([p[0] for p in parts]),
@@ -61,9 +60,7 @@ def decode(
     )
 
 
-def _decode_level(
-    logits: Float, raw: Float, stride: int, threshold: float
-) -> tuple[Float, Float, NDArray[np.int64]]:
+def _decode_level(logits: Float, raw: Float, stride: int, threshold: float) -> tuple[Float, Float, NDArray[np.int64]]:
     classes, height, width = logits.shape
     flat = np.flatnonzero(logits.reshape(-1) >= threshold)  # (N,) over C*H*W
     class_id, cell = np.divmod(flat, height * width)
@@ -105,15 +102,21 @@ class Detector:
         self._settings = settings
         self._tensor = np.empty((1, spec.channels, spec.height, spec.width), np.float32)
 
-    def detect(self, image: Image) -> Detections:
+    def detect(self, image: Image, lap: Callable[[str], None] = lambda _stage: None) -> Detections:
         """Detections in pixels of `image`, most confident first.
+
+        Args:
+            image: uint8, (H, W) grey or (H, W, 3) BGR.
+            lap: told the end of each stage: preprocess, predict, decode.
 
         Raises:
             ImageError: an image the pipeline cannot take.
             PredictorError: the runtime failed.
         """
         tensor, placement = preprocess(image, self._spec, out=self._tensor)
+        lap("preprocess")
         outputs = self._predictor.run(tensor)
+        lap("predict")
         s = self._settings
         xyxy, confidence, class_id = decode(outputs, s.strides, s.min_confidence)
         if len(confidence) > s.max_candidates:
@@ -121,4 +124,6 @@ class Detector:
             xyxy, confidence, class_id = xyxy[best], confidence[best], class_id[best]
         keep = nms(xyxy, confidence, class_id, s.nms_iou, s.max_detections)
         height, width = image.shape[:2]
-        return Detections(placement.to_source(xyxy[keep], width, height), confidence[keep], class_id[keep])
+        found = Detections(placement.to_source(xyxy[keep], width, height), confidence[keep], class_id[keep])
+        lap("decode")
+        return found

@@ -79,6 +79,7 @@ class OutboxCounts(msgspec.Struct, kw_only=True, frozen=True):
     evicted_results: int
     evicted_alarms: int
     refused: int  # messages that could not be stored at all
+    first_seq: int = 1  # numbers before it belong to an older store, which was lost or set aside
 
 
 class StageTimes(msgspec.Struct, kw_only=True, frozen=True):
@@ -246,7 +247,7 @@ def boxes(inspection: Inspection, classes: Sequence[str], min_confidence: float)
             class_name=classes[int(class_id)],
             confidence=round(float(confidence), 4),
         )
-        for xyxy, class_id, confidence in zip(shown.xyxy, shown.class_id, shown.confidence)
+        for xyxy, class_id, confidence in zip(shown.xyxy, shown.class_id, shown.confidence, strict=True)
     ]
 
 
@@ -294,7 +295,9 @@ def reject_of(inspection: Inspection, part: int) -> Reject:
 AnyEnvelope = TypeVar("AnyEnvelope", bound=Envelope)
 
 
-def stamp(message: AnyEnvelope, *, seq: int, boot: str, ts: float, mono_ns: int, clock_ok: bool, stream: str) -> AnyEnvelope:
+def stamp(
+    message: AnyEnvelope, *, seq: int, boot: str, ts: float, mono_ns: int, clock_ok: bool, stream: str
+) -> AnyEnvelope:
     """The message with its envelope filled in. `stream` keeps ids of different seq counters apart."""
     return msgspec.structs.replace(
         message, id=f"{boot}-{stream}-{seq}", seq=seq, boot=boot, ts=ts, mono_ns=mono_ns, clock_ok=clock_ok
@@ -304,3 +307,28 @@ def stamp(message: AnyEnvelope, *, seq: int, boot: str, ts: float, mono_ns: int,
 def encode(message: msgspec.Struct) -> bytes:
     """The payload as JSON."""
     return msgspec.json.encode(message)
+
+
+def payload_name(payload: type[msgspec.Struct]) -> str:
+    """The name and version of a payload, as its `schema` field says it.
+
+    >>> payload_name(Result), payload_name(Request)
+    ('edge.result.v1', 'edge.request.v1')
+    """
+    fields = {field.name: field for field in msgspec.structs.fields(payload)}
+    return str(fields["schema"].default) if "schema" in fields else f"edge.{payload.__name__.lower()}.v1"
+
+
+def json_schemas() -> dict[str, bytes]:
+    """The JSON Schema (draft 2020-12) of every payload by its name, for those who read us in another language.
+
+    >>> sorted(json_schemas())[0]
+    'edge.alarm.v1'
+    """
+    schemas = {}
+    for payload in PAYLOADS:
+        name = payload_name(payload)
+        head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:{name}"}
+        text = msgspec.json.encode({**head, **msgspec.json.schema(payload)}, order="sorted")
+        schemas[name] = msgspec.json.format(text, indent=2) + b"\n"
+    return schemas

@@ -7,6 +7,7 @@ too bright has little contrast left and would be called blurred, which sends the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -54,9 +55,11 @@ def measure(image: Image, roi: tuple[float, float, float, float] = (0.0, 0.0, 1.
     grey = to_channels(region(image, roi), 1)
     # 16 bits hold every value of the 3x3 kernel (-1020 to 1020) and are half the memory traffic of floats.
     laplacian = cv2.Laplacian(grey, cv2.CV_16S, ksize=1)
-    deviation = float(cv2.meanStdDev(laplacian)[1][0, 0])
-    saturated = cv2.countNonZero(cv2.compare(grey, 255, cv2.CMP_EQ)) / grey.size
-    return Measures(sharpness=deviation**2, brightness=float(cv2.mean(grey)[0]), saturated=saturated)
+    # E[x^2] - E[x]^2 by two vectorised sums, exact here: a tenth of the time of cv2.meanStdDev on 16 bits.
+    mean_square = float(cv2.norm(laplacian, cv2.NORM_L2SQR)) / grey.size
+    mean = float(cv2.sumElems(laplacian)[0]) / grey.size
+    saturated = int(np.count_nonzero(grey == 255)) / grey.size
+    return Measures(sharpness=max(0.0, mean_square - mean**2), brightness=float(cv2.mean(grey)[0]), saturated=saturated)
 
 
 def judge(measures: Measures, recipe: GateRecipe) -> GateResult:
@@ -95,8 +98,8 @@ def check(image: Image, recipe: GateRecipe) -> GateResult:
 def propose(good: list[Measures], roi: tuple[float, float, float, float], refuse_share: float) -> GateRecipe:
     """Thresholds that refuse about `refuse_share` of frames like these good ones.
 
-    Each limit sits at the quantile of the good frames and then moves outward by half of the distance between that
-    quantile and the median: a few dozen frames do not show the tail of a shift's light and focus.
+    Each limit lies twice as far from the median as the quantile of the good frames does: a few dozen frames do not
+    show the tail of a shift's light and focus, and blur that matters costs far more sharpness than that.
 
     Args:
         good: measures of frames known to be good; at least 2.
@@ -109,14 +112,19 @@ def propose(good: list[Measures], roi: tuple[float, float, float, float], refuse
     brightness = np.array([m.brightness for m in good])
     saturated = np.array([m.saturated for m in good])
     return GateRecipe(
-        sharpness_min=round(max(0.0, _limit(sharpness, refuse_share)), 1),
-        brightness_min=round(max(0.0, _limit(brightness, refuse_share)), 1),
-        brightness_max=round(min(255.0, _limit(brightness, 1 - refuse_share)), 1),
-        saturated_max=round(min(1.0, _limit(saturated, 1 - refuse_share) + 0.001), 4),
+        sharpness_min=max(0.0, _down(_limit(sharpness, refuse_share))),
+        brightness_min=max(0.0, _down(_limit(brightness, refuse_share))),
+        brightness_max=min(255.0, -_down(-_limit(brightness, 1 - refuse_share))),
+        saturated_max=min(1.0, round(_limit(saturated, 1 - refuse_share) + 0.001, 4)),
         roi=roi,
     )
 
 
 def _limit(values: np.ndarray[tuple[int], np.dtype[np.float64]], quantile: float) -> float:
     edge = float(np.quantile(values, quantile))
-    return edge + 0.5 * (edge - float(np.median(values)))
+    return 2 * edge - float(np.median(values))
+
+
+def _down(value: float) -> float:
+    """Rounded towards the lenient side, so that rounding alone refuses nothing."""
+    return math.floor(value * 10) / 10

@@ -1,0 +1,281 @@
+"""The `edge` command. Every error of ours is one message on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from edge import __version__
+from edge.errors import EdgeError, UsageError
+
+if TYPE_CHECKING:  # commands import what they need when they run, so that each starts at once
+    from edge.replay import Line
+
+OK, FAILED, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except EdgeError as error:
+        print(f"edge: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter from complaining about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("edge", description="Inspects the parts of a production line on this box.")
+    parser.add_argument("--version", action="version", version=f"edge {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_check_config(commands)
+    _add_replay(commands)
+    _add_calibrate(commands)
+    _add_bundle(commands)
+    _add_watch(commands)
+    _add_demo(commands)
+    _add_bench(commands)
+    _add_schema(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # argparse names its own type only so
+
+
+def _add_run(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("run", help="run the daemon until SIGTERM or Ctrl-C")
+    parser.add_argument("--config", type=Path, required=True, help="the site config, a TOML file")
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from edge import config, daemon
+
+    return daemon.main(lambda: config.load(options.config))
+
+
+def _add_check_config(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("check-config", help="check a site config and print what is in force")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, help="the site config, a TOML file")
+    what.add_argument("--sample", action="store_true", help="print a commented sample to start from")
+    parser.set_defaults(command=_check_config)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    from edge import config
+
+    print(config.sample() if options.sample else config.effective(config.load(options.config)), end="")
+    return OK
+
+
+def _add_product_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, help="the model bundle, a folder")
+    parser.add_argument("--runtime", choices=("auto", "paddlelite", "onnxruntime"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "int8", "fp32"), default="auto")
+
+
+def _add_replay(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("replay", help="offline verdicts over a folder of images")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="images, also in subfolders")
+    _add_product_options(parser)
+    parser.add_argument("--recipe", type=Path, help="a recipe instead of the bundle's own")
+    parser.add_argument("--jsonl", type=Path, metavar="OUT", help="write one JSON line an image; - is stdout")
+    parser.add_argument("--annotate", type=Path, metavar="DIR", help="write the images with boxes and verdict")
+    parser.set_defaults(command=_replay)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from edge import config, replay, serving
+
+    product = serving.open_product(
+        options.bundle,
+        config.Runtime(prefer=options.runtime, precision=options.precision),
+        recipe_file=options.recipe,
+        min_confidence=serving.EVERYTHING,
+    )
+    to_stdout = options.jsonl is not None and str(options.jsonl) == "-"
+    people = sys.stderr if to_stdout else sys.stdout
+    try:
+        sink = sys.stdout if to_stdout else options.jsonl.open("w") if options.jsonl else None
+    except OSError as error:
+        raise UsageError(f"the output file {options.jsonl} cannot be written: {error.strerror}") from error
+    summary = replay.Summary()
+    try:
+        for line, summary in replay.replay(options.folder, product, sink, options.annotate):
+            _print_line(line, people)
+    finally:
+        if sink is not None and not to_stdout:
+            sink.close()
+    print(f"{product.manifest.product} {product.manifest.version} on {product.runtime}", file=people)
+    print(replay.table(summary), file=people)
+    return OK if summary.judged else FAILED
+
+
+def _print_line(line: Line, people: TextIO) -> None:
+    why = line.error or "; ".join(reason.text for reason in line.reasons[:3])
+    more = f"; and {len(line.reasons) - 3} more" if len(line.reasons) > 3 else ""
+    print(f"{line.verdict or line.loss or '':<13} {line.file}  {why}{more}", file=people)
+
+
+def _add_calibrate(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("calibrate", help="fit thresholds on this line")
+    what = parser.add_subparsers(title="what", required=True, metavar="WHAT")
+    gate = what.add_parser("gate", help="propose the gate's thresholds from good frames")
+    gate.add_argument("folder", type=Path, metavar="DIR", help="images of good frames, best of a whole shift")
+    gate.add_argument("--roi", type=float, nargs=4, default=(0.0, 0.0, 1.0, 1.0), metavar=("X", "Y", "W", "H"),
+                      help="region of interest as shares of the frame")  # fmt: skip
+    gate.add_argument("--refuse", type=float, default=0.005, help="share of good frames that may be refused")
+    gate.set_defaults(command=_calibrate_gate)
+
+
+def _calibrate_gate(options: argparse.Namespace) -> int:
+    from edge import calibrate, settings
+
+    x, y, width, height = options.roi
+    if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x and 0 < height <= 1 - y):
+        raise UsageError(f"--roi {x} {y} {width} {height} does not lie within the frame: use shares from 0 to 1")
+    if not 0 <= options.refuse < 0.5:
+        raise UsageError(f"--refuse {options.refuse} is not a share in [0, 0.5)")
+    proposal, measures, unusable = calibrate.calibrate_gate(options.folder, (x, y, width, height), options.refuse)
+    for sentence in unusable:
+        print(f"left out: {sentence}", file=sys.stderr)
+    sharpness = sorted(m.sharpness for m in measures)
+    print(f"# from {len(measures)} good frames; sharpness {sharpness[0]:.0f} to {sharpness[-1]:.0f}")
+    print(f"[gate]\n{settings.to_toml(proposal)}", end="")
+    return OK
+
+
+def _add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("bundle", help="install and inspect model bundles")
+    what = parser.add_subparsers(title="what", required=True, metavar="WHAT")
+    install = what.add_parser("install", help="check a bundle, copy it to this box and make it the active one")
+    install.add_argument("folder", type=Path, metavar="DIR")
+    install.add_argument("--state", type=Path, default=Path("/var/lib/edge"), help="the daemon's state folder")
+    install.set_defaults(command=_bundle_install)
+    status = what.add_parser("status", help="which bundle is active")
+    status.add_argument("--state", type=Path, default=Path("/var/lib/edge"), help="the daemon's state folder")
+    status.set_defaults(command=_bundle_status)
+
+
+def _bundle_install(options: argparse.Namespace) -> int:
+    from edge import config, serving
+    from edge.bundle import slots
+
+    # Loaded from where it lies before anything is copied: what does not run here is not installed.
+    serving.open_product(options.folder, config.Runtime())
+    installed = slots.install(options.folder, options.state)
+    print(f"active: {installed}; restart the daemon to serve it")
+    return OK
+
+
+def _bundle_status(options: argparse.Namespace) -> int:
+    from edge.bundle import manifest, slots
+
+    folder = slots.active(options.state)
+    read = manifest.read(folder)
+    print(f"active: {read.product} {read.version}, digest {manifest.digest(read)}, in {folder.resolve()}")
+    return OK
+
+
+def _add_watch(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("watch", help="show a line in the terminal, over MQTT")
+    parser.add_argument("--config", type=Path, help="take the broker from a site config")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=1883)
+    parser.add_argument("--prefix", default="edge")
+    parser.add_argument("--username")
+    parser.add_argument("--password-file", help="a file that holds the password")
+    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--ca-file", help="certificate authorities instead of the system's")
+    parser.add_argument("--seconds", type=float, help="end after so long")
+    parser.set_defaults(command=_watch)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from edge import config
+    from edge.view import terminal
+
+    if options.config:
+        mqtt = config.load(options.config).mqtt
+    else:
+        mqtt = config.Mqtt(
+            host=options.host,
+            port=options.port,
+            prefix=options.prefix,
+            username=options.username,
+            password_file=options.password_file,
+            tls=options.tls,
+            ca_file=options.ca_file,
+        )
+    return terminal.watch(mqtt, seconds=options.seconds)
+
+
+def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("demo", help="a simulated line with a broker and a view of it, all on this machine")
+    parser.add_argument("--bundle", type=Path, default=Path("models/pcb"), help="the model bundle, a folder")
+    parser.add_argument("--seconds", type=float, help="end after so long")
+    parser.add_argument("--seed", type=int, default=1, help="of the simulated line")
+    parser.set_defaults(command=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from edge.view import demo
+
+    return demo.demo(seconds=options.seconds, bundle=options.bundle, seed=options.seed)
+
+
+def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("bench", help="measure this machine: stages, path against bare model, runtimes")
+    parser.add_argument("--bundle", type=Path, default=Path("models/pcb"), help="the model bundle, a folder")
+    parser.add_argument("--frames", type=int, default=300, help="frames of each measurement")
+    parser.add_argument("--images", type=Path, help="images of a folder instead of the simulated line")
+    parser.set_defaults(command=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from edge import bench
+
+    if options.frames < 10:
+        raise UsageError(f"--frames {options.frames} is too few for percentiles: use at least 10")
+    return bench.bench(options.bundle, options.frames, options.images)
+
+
+def _add_schema(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("schema", help="JSON Schemas of every MQTT payload")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write one file a payload; without it, print all")
+    parser.set_defaults(command=_schema)
+
+
+def _schema(options: argparse.Namespace) -> int:
+    import json
+
+    from edge import event
+
+    schemas = event.json_schemas()
+    if options.out is None:
+        print(json.dumps(schemas, indent=2))
+        return OK
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for name, schema in schemas.items():
+            (options.out / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"the schemas cannot be written to {options.out}: {error.strerror}") from error
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""A product ready to be inspected: bundle, recipe and detector put together."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge import recipe as recipes
+from edge.bundle import manifest as manifests
+from edge.bundle.manifest import Artifact, Manifest
+from edge.config import Runtime
+from edge.detect import Detector, DetectSettings
+from edge.errors import BundleError
+from edge.predictor import Predictor, canary, installed_runtimes, load
+from edge.preprocess import InputSpec
+from edge.recipe import DetectRecipe, Recipe
+
+# What offline commands report, whatever the recipe says: whoever measures accuracy needs the whole curve.
+EVERYTHING = 0.01
+
+
+@dataclass(frozen=True)
+class Product:
+    """A loaded bundle. Made and used in one thread, as its predictor is."""
+
+    manifest: Manifest
+    artifact: Artifact
+    recipe: Recipe
+    spec: InputSpec
+    predictor: Predictor
+    detector: Detector
+    digest: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by class id."""
+        return tuple(self.manifest.classes)
+
+    @property
+    def shown_from(self) -> float:
+        """The least confidence of a box that matters to a verdict, and so is told and drawn."""
+        return decisive_confidence(self.recipe.detect)
+
+    @property
+    def runtime(self) -> str:
+        """What runs the model, in one line: `paddlelite 2.13rc0 int8 x86_64`."""
+        version = installed_runtimes().get(self.artifact.runtime, "?")
+        return f"{self.artifact.runtime} {version} {self.artifact.precision} {self.artifact.arch}"
+
+
+def decisive_confidence(recipe: DetectRecipe) -> float:
+    """Boxes under this confidence change no verdict.
+
+    >>> decisive_confidence(DetectRecipe(review=0.3, class_threshold={"open": 0.2}))
+    0.2
+    """
+    return min([recipe.review, recipe.threshold, *recipe.class_threshold.values()])
+
+
+def input_spec(manifest: Manifest) -> InputSpec:
+    """The input contract that the bundle states."""
+    i = manifest.input
+    return InputSpec(i.width, i.height, i.channels, i.scale, i.mean)
+
+
+def open_product(
+    folder: Path,
+    runtime: Runtime,
+    *,
+    recipe_file: Path | None = None,
+    min_confidence: float | None = None,
+    trial_marks: Path | None = None,
+) -> Product:
+    """Check a bundle, try its model in a child process, and load it in this thread.
+
+    Args:
+        folder: the bundle.
+        runtime: which runtime and precision are wanted.
+        recipe_file: a recipe instead of the bundle's own.
+        min_confidence: least confidence of a detection; None keeps those that can change a verdict.
+        trial_marks: folder that remembers which models passed their trial here, so that a restart is quicker.
+
+    Raises:
+        BundleError: the bundle is incomplete, altered or not for this device.
+        ConfigError: the recipe cannot be used.
+        PredictorError: the model cannot be loaded or run here.
+    """
+    manifest = manifests.read(folder)
+    artifact = manifests.choose(
+        manifest, machine(), installed_runtimes(), prefer=runtime.prefer, precision=runtime.precision
+    )
+    recipe = recipes.load(recipe_file or folder / manifest.recipe, classes=manifest.classes)
+    spec = input_spec(manifest)
+    digest = manifests.digest(manifest)
+    model = folder / artifact.file
+    _try_once(artifact, model, spec, trial_marks, manifest.files.get(artifact.file, digest))
+    predictor = load(artifact.runtime, model, runtime.threads)
+    settings = DetectSettings(
+        strides=tuple(manifest.strides),
+        min_confidence=decisive_confidence(recipe.detect) if min_confidence is None else min_confidence,
+        nms_iou=recipe.detect.nms_iou,
+        max_detections=recipe.detect.max_detections,
+    )
+    return Product(manifest, artifact, recipe, spec, predictor, Detector(predictor, spec, settings), digest)
+
+
+def _try_once(artifact: Artifact, model: Path, spec: InputSpec, marks: Path | None, sha256: str) -> None:
+    version = installed_runtimes()[artifact.runtime]
+    mark = marks / f"{artifact.runtime}-{version}-{sha256[:16]}" if marks else None
+    if mark is not None and mark.exists():
+        return
+    canary(artifact.runtime, model, (1, spec.channels, spec.height, spec.width))
+    if mark is not None:
+        try:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as error:
+            raise BundleError(f"the state folder {mark.parent} cannot be written: {error.strerror}") from error
+
+
+def machine() -> str:
+    """This machine's architecture as bundles name it: x86_64 or aarch64."""
+    name = platform.machine()
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(name, name)
