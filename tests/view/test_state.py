@@ -1,0 +1,220 @@
+"""Messages folded into what is shown: tables of bytes in, state out."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge import event
+from edge.view.state import RECENT, TREND, WINDOW, AlarmCleared, LineView, NodeId, SequenceProof, percentile
+from tests.view.messages import AOI, TOPICS, alarm, camera_state, health, info, put, reject, result, state
+
+
+@pytest.mark.parametrize(
+    ("message", "topic", "look", "expected", "reason"),
+    [
+        (state("running"), TOPICS.state, lambda n: n.state, "running", "retained state"),
+        (state("offline"), TOPICS.state, lambda n: n.state, "offline", "the will"),
+        (info(), TOPICS.info, lambda n: n.info.bundle, "pcb 1.2.0", "what runs here"),
+        (health(triggers=3), TOPICS.health, lambda n: (n.health.ledger.triggers, n.healths), (3, 1), "health"),
+        (camera_state("stalled"), TOPICS.camera("top", "state"), lambda n: n.cameras["top"].state.state, "stalled", ""),
+        (result(1, "NG"), TOPICS.camera("top", "result"), lambda n: n.verdicts["NG"], 1, "verdicts are counted"),
+        (result(1, ms=7.5), TOPICS.camera("top", "result"), lambda n: list(n.latency_ms), [7.5], "latency window"),
+        (
+            result(1, sharpness=9.0),
+            TOPICS.camera("top", "result"),
+            lambda n: list(n.cameras["top"].sharpness),
+            [9.0],
+            "sharpness trend even before the camera told its state",
+        ),
+        (alarm("disk"), TOPICS.alarm("disk"), lambda n: n.alarms["disk"].text, "disk is wrong", "an alarm stands"),
+    ],
+)
+def test_each_kind_of_message_shows(message, topic, look, expected, reason) -> None:
+    view = LineView("edge")
+    heard = view.fold(topic, event.encode(message), at_s=1.0)
+    assert heard is not None, reason
+    assert (heard.node, heard.message) == (AOI, message), reason
+    assert look(view.nodes[AOI]) == expected, reason
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "malformed", "newer", "reason"),
+    [
+        (TOPICS.state, b"{", 1, 0, "not JSON"),
+        (TOPICS.state, b"\xff\xfe", 1, 0, "not text"),
+        (TOPICS.state, b"[1]", 1, 0, "JSON of another shape"),
+        (TOPICS.state, b"[" * 100_000, 1, 0, "nested without end"),
+        (TOPICS.state, b'{"state":5}', 1, 0, "a field of another type"),
+        (TOPICS.health, b'{"schema":"edge.health.v1"}', 1, 0, "fields are missing though it is our version"),
+        (TOPICS.health, b'{"schema":"edge.health.v2","fps":"fast"}', 0, 1, "another version that cannot be read"),
+        (TOPICS.health, b'{"schema":"other.thing.v2"}', 1, 0, "another family is no version of ours"),
+        (TOPICS.camera("top", "image"), b"\xff\xd8\xff", 0, 0, "images are not for a terminal"),
+        (TOPICS.camera("top", "new-thing"), b"{", 0, 0, "a topic that this program does not know"),
+        ("edge/v1/plant", b"{}", 0, 0, "too short to name a node"),
+        ("edge/v2/plant/smt1/aoi/state", b"{", 0, 0, "another version of the whole tree"),
+        ("other/v1/plant/smt1/aoi/state", b"{", 0, 0, "another prefix"),
+        (TOPICS.alarm("disk"), b"", 0, 0, "an alarm cleared that was never heard of"),
+    ],
+)
+def test_what_cannot_be_read_is_counted_and_changes_nothing(topic, payload, malformed, newer, reason) -> None:
+    view = LineView("edge")
+    assert view.fold(topic, payload, at_s=1.0) is None, reason
+    assert (view.malformed, view.newer, view.nodes) == (malformed, newer, {}), reason
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b'{"schema":"edge.state.v1","state":"running","mood":"fine"}', "an unknown field"),
+        (b'{"schema":"edge.state.v9","state":"running","since":1}', "a newer version that still has what we need"),
+        (b'{"schema":"edge.state.v1","state":"running"}', "no envelope but the schema"),
+    ],
+)
+def test_is_tolerant_of_what_it_does_not_need(payload, reason) -> None:
+    view = LineView("edge")
+    assert view.fold(TOPICS.state, payload, at_s=1.0) is not None, reason
+    assert view.nodes[AOI].state == "running", reason
+
+
+def test_a_prefix_of_several_levels() -> None:
+    view = LineView("acme/edge")
+    topics = event.Topics("acme/edge", "plant", "smt1", "aoi")
+    view.fold(topics.state, event.encode(state("running")), at_s=1.0)
+    assert list(view.nodes) == [AOI]
+
+
+def test_an_alarm_stands_until_its_empty_message() -> None:
+    view = LineView("edge")
+    put(view, TOPICS.alarm("disk"), alarm("disk"), seq=1)
+    cleared = view.fold(TOPICS.alarm("disk"), b"", at_s=2.0)
+    assert cleared == (AOI, AlarmCleared("disk"))
+    assert view.nodes[AOI].alarms == {}
+    assert view.fold(TOPICS.alarm("disk"), b"", at_s=3.0) is None, "it is over only once"
+
+
+def test_a_node_taken_off_the_line_disappears() -> None:
+    view = LineView("edge")
+    put(view, TOPICS.state, state("offline"))
+    view.fold(TOPICS.state, b"", at_s=2.0)
+    assert view.nodes == {}
+
+
+def test_what_was_retained_is_learned_anew_after_the_broker_was_away() -> None:
+    view = LineView("edge")
+    put(view, TOPICS.state, state("running"))
+    put(view, TOPICS.alarm("disk"), alarm("disk"), seq=1)
+    put(view, TOPICS.camera("top", "state"), camera_state("streaming"))
+    put(view, TOPICS.camera("top", "result"), result(1), seq=2)
+    view.connected()  # the alarm was cleared meanwhile: its empty message never reaches this view
+    node = view.nodes[AOI]
+    assert (node.state, node.alarms, node.cameras["top"].state) == ("", {}, None)
+    assert len(view.verdicts) == 1, "what was seen stays seen"
+
+
+def test_a_result_that_comes_twice_counts_once() -> None:
+    view = LineView("edge")
+    assert put(view, TOPICS.camera("top", "result"), result(1), seq=1) is not None
+    assert put(view, TOPICS.camera("top", "result"), result(1), seq=1) is None
+    node = view.nodes[AOI]
+    assert (node.verdicts["OK"], len(view.verdicts), node.proof.duplicates) == (1, 1, 1)
+
+
+def test_a_retained_alarm_is_not_the_next_number() -> None:
+    view = LineView("edge")
+    put(view, TOPICS.alarm("disk"), alarm("disk"), seq=3, retained=True)
+    put(view, TOPICS.camera("top", "result"), result(90), seq=120)
+    assert view.nodes[AOI].proof.missing() == []
+    assert view.nodes[AOI].proof.first == 120
+
+
+def test_an_alarm_told_live_has_numbers_of_its_own() -> None:
+    view = LineView("edge")
+    put(view, TOPICS.camera("top", "result"), result(1), seq=50)
+    put(view, TOPICS.alarm("outbox"), alarm("outbox"), seq=1, stream="alarm")
+    proof = view.nodes[AOI].proof
+    assert (proof.held, proof.renumbered, proof.missing()) == (1, 0, [])
+    assert "outbox" in view.nodes[AOI].alarms
+
+
+def test_each_node_has_its_own_numbers() -> None:
+    view = LineView("edge")
+    other = event.Topics("edge", "plant", "smt1", "spi")
+    for seq in (1, 2, 3):
+        put(view, TOPICS.camera("top", "result"), result(seq), seq=seq)
+        put(view, other.camera("top", "result"), result(seq), seq=seq, boot="other")
+    assert [(str(node_id), node.proof.held) for node_id, node in view.nodes.items()] == [
+        ("plant/smt1/aoi", 3),
+        ("plant/smt1/spi", 3),
+    ]
+    assert [node_id.node for node_id, _ in view.verdicts] == ["aoi", "spi"] * 3
+
+
+def test_memory_is_bounded() -> None:
+    view = LineView("edge")
+    for seq in range(1, 2001):
+        put(view, TOPICS.camera("top", "result"), result(seq), seq=2 * seq - 1)
+        put(view, TOPICS.camera("top", "reject"), reject(seq), seq=2 * seq)
+    node = view.nodes[AOI]
+    assert (len(view.verdicts), len(view.rejects)) == (RECENT, RECENT)
+    assert (len(node.latency_ms), len(node.cameras["top"].sharpness)) == (WINDOW, TREND)
+    assert (node.verdicts["OK"], node.proof.held) == (2000, 4000)
+
+
+# Each row: the numbers as they arrive; "x" marks a moment without a connection, a letter another boot of the node.
+@pytest.mark.parametrize(
+    ("arrivals", "held", "missing", "duplicates", "lost", "away", "renumbered", "reason"),
+    [
+        ([], 0, [], 0, 0, 0, 0, "nothing yet"),
+        ([1, 2, 3], 3, [], 0, 0, 0, 0, "in order"),
+        ([7, 8, 9], 3, [], 0, 0, 0, 0, "a reader that came later proves from where it began"),
+        ([1, 3, 2], 3, [], 0, 0, 0, 0, "out of order is no gap"),
+        ([1, 2, 5], 3, [(3, 4)], 0, 0, 0, 0, "a gap is open"),
+        ([1, 3, 5], 3, [(2, 2), (4, 4)], 0, 0, 0, 0, "two gaps"),
+        ([1, 2, 5, 3, 4], 5, [], 0, 0, 0, 0, "a gap that closes late"),
+        ([1, 2, 2, 3], 3, [], 1, 0, 0, 0, "sent again with the same id"),
+        ([1, 2, 3, 4, 2, 3, 4, 5], 5, [], 3, 0, 0, 0, "a window sent again after a reconnect"),
+        ([1, 4, 4], 2, [(2, 3)], 1, 0, 0, 0, "a duplicate beyond a gap"),
+        ([5, 6, 3, 7], 3, [], 0, 0, 0, 0, "one from before this reader began, sent again"),
+        ([1, 2, "x", 3], 3, [], 0, 0, 0, 0, "away, but nothing passed"),
+        ([1, 2, "x", 6, 7], 4, [], 0, 0, 3, 0, "three passed while away"),
+        ([1, 2, "x", 6, 5, 7], 5, [], 0, 0, 2, 0, "one of those that passed came after all"),
+        ([1, 2, "x", 2, 3], 3, [], 1, 0, 0, 0, "first a duplicate, then the next"),
+        ([1, 4, "x", 6], 3, [], 0, 0, 3, 0, "an open gap cannot be told from what passed while away"),
+        ([1, 2, "x", 4, 7], 4, [(5, 6)], 0, 0, 1, 0, "only the first jump after a reconnect is our own"),
+        (["x", 4, 6], 2, [(5, 5)], 0, 0, 0, 0, "the first connection excuses no gap"),
+        ([1, 2, 3, "b1", "b2"], 2, [], 0, 0, 0, 1, "numbers begin anew under other ids: the node's state was wiped"),
+        ([5000, 5001, "b1", "b2"], 2, [], 0, 0, 0, 1, "far behind is another numbering, even without an id to compare"),
+        ([1, *range(3, 5004)], 5002, [], 0, 1, 0, 0, "a gap that stays open is given up in the end: memory is bounded"),
+    ],
+)
+def test_sequence_proof(arrivals, held, missing, duplicates, lost, away, renumbered, reason) -> None:
+    proof = SequenceProof()
+    for arrival in arrivals:
+        if arrival == "x":
+            proof.resume()
+        elif isinstance(arrival, str):
+            proof.take(int(arrival[1:]), f"{arrival[0]}-o-{arrival[1:]}")
+        else:
+            proof.take(arrival, f"a-o-{arrival}")
+    assert proof.held == held, reason
+    assert proof.missing() == missing, reason
+    assert (proof.duplicates, proof.lost, proof.away, proof.renumbered) == (duplicates, lost, away, renumbered), reason
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected", "reason"),
+    [
+        ([], 0.5, None, "nothing measured"),
+        ([4.0], 0.99, 4.0, "one value is every percentile"),
+        (list(range(1, 101)), 0.5, 50, "half of a hundred"),
+        (list(range(1, 101)), 0.99, 99, "all but one"),
+        (list(range(1, 101)), 1.0, 100, "the greatest"),
+        (list(range(1, 101)), 0.0, 1, "the least"),
+    ],
+)
+def test_percentile(values, share, expected, reason) -> None:
+    assert percentile(values, share) == expected, reason
+
+
+def test_a_node_id_reads_like_its_topic() -> None:
+    assert str(NodeId("plant", "smt1", "aoi")) == "plant/smt1/aoi"
