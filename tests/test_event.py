@@ -1,0 +1,146 @@
+"""The payloads are a contract: their schemas and samples are kept as golden files.
+
+A change that is meant is taken over with `GOLDEN=write pytest tests/test_event.py`, and read in the diff.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge import event
+from edge.event import Topics
+
+GOLDEN = Path(__file__).parent / "golden"
+HEAD = {"id": "b00t-o-7", "seq": 7, "boot": "b00t", "ts": 1790000000.25, "mono_ns": 123456789, "clock_ok": True}
+COUNTS = event.LedgerCounts(triggers=3, verdicts={"OK": 1, "NG": 1}, losses={"overrun": 1})
+
+SAMPLES: dict[str, msgspec.Struct] = {
+    "edge.state.v1": event.State(**HEAD, state="running"),
+    "edge.info.v1": event.Info(
+        **HEAD,
+        version="0.1.0",
+        python="3.10.12",
+        machine="aarch64",
+        runtime="paddlelite 2.13rc0 int8 aarch64",
+        bundle="pcb 3",
+        bundle_digest="sha256:00ff",
+        config_hash="sha256:ff00",
+        classes=["open", "short"],
+        cameras=["cam1"],
+    ),
+    "edge.health.v1": event.Health(
+        **HEAD,
+        uptime_s=30.5,
+        rss_bytes=123456789,
+        fps=9.97,
+        ledger=COUNTS,
+        balanced=True,
+        outbox=event.OutboxCounts(
+            depth=1, bytes=900, added=9, delivered=5, evicted_results=2, evicted_alarms=1, refused=0, first_seq=1
+        ),
+        stages={"detect": event.StageTimes(p50=40.0, p99=44.5, max=50.25)},
+        live_dropped=2,
+    ),
+    "edge.camera_state.v1": event.CameraState(
+        **HEAD, camera="cam1", state="streaming", detail="", frames=12, reopened=1
+    ),
+    "edge.result.v1": event.Result(
+        **HEAD,
+        camera="cam1",
+        part=4,
+        frame=12,
+        name="board-12.png",
+        captured_ts=1790000000.125,
+        verdict="NG",
+        cause=None,
+        reasons=[event.Why(code="defect", text="open at 10, 20")],
+        detections=[event.Box(xyxy=[10.0, 20.5, 30.0, 40.5], class_name="open", confidence=0.9731)],
+        sharpness=812.25,
+        brightness=127.5,
+        anomaly=None,
+        bundle_digest="sha256:00ff",
+        latency_ms=51.25,
+        stage_ms={"gate": 1.5, "detect": 40.25},
+    ),
+    "edge.reject.v1": event.Reject(
+        **HEAD,
+        camera="cam1",
+        part=5,
+        frame=13,
+        name="",
+        cause="blur",
+        measured=12.5,
+        limit=100.0,
+        advice="Clean the lens.",
+    ),
+    "edge.alarm.v1": event.Alarm(
+        **HEAD, code="outbox", severity="error", text="the disk is full", advice="Free some space."
+    ),
+    "edge.response.v1": event.Response(**HEAD, transaction="t-1", ok=True, text="running", data={"depth": "0"}),
+    "edge.request.v1": event.Request(transaction="t-1"),
+}
+BY_NAME = {event.payload_name(payload): payload for payload in event.PAYLOADS}
+
+
+def golden(name: str, found: bytes) -> bytes:
+    path = GOLDEN / name
+    if os.environ.get("GOLDEN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(found)
+    return path.read_bytes()
+
+
+def test_every_payload_has_a_schema_and_a_sample() -> None:
+    assert set(event.json_schemas()) == set(SAMPLES) == set(BY_NAME)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_schema_is_the_golden_one(name: str) -> None:
+    found = event.json_schemas()[name]
+    assert found.decode() == golden(f"{name}.schema.json", found).decode()
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_sample_is_written_as_ever_and_read_back(name: str) -> None:
+    found = event.encode(SAMPLES[name]) + b"\n"
+    wanted = golden(f"{name}.json", found)
+    assert found == wanted
+    assert msgspec.json.decode(wanted, type=BY_NAME[name]) == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_reader_of_this_version_takes_what_a_later_one_adds(name: str) -> None:
+    later = {**msgspec.to_builtins(SAMPLES[name]), "added_in_a_later_version": 1}
+    assert msgspec.json.decode(msgspec.json.encode(later), type=BY_NAME[name]) == SAMPLES[name]
+
+
+def test_stamp_fills_the_envelope_and_leaves_the_rest() -> None:
+    stamped = event.stamp(
+        event.State(state="running"), seq=7, boot="b00t", ts=1.5, mono_ns=2, clock_ok=False, stream="o"
+    )
+    assert stamped == event.State(state="running", id="b00t-o-7", seq=7, boot="b00t", ts=1.5, mono_ns=2, clock_ok=False)
+
+
+def test_topics_are_distinct_and_below_the_node() -> None:
+    topics = Topics("factory/edge", "plant", "smt1", "aoi")
+    every = [
+        topics.state,
+        topics.info,
+        topics.health,
+        *(topics.camera("cam1", what) for what in ("state", "result", "reject", "image")),
+        topics.alarm("blur"),
+        topics.request("status"),
+        topics.response("status"),
+    ]
+    assert len(set(every)) == len(every)
+    assert all(re.fullmatch(r"factory/edge/v1/plant/smt1/aoi/[a-z0-9/]+", topic) for topic in every)
+
+
+def test_ledger_balance_is_a_sum() -> None:
+    assert COUNTS.balanced
+    assert not msgspec.structs.replace(COUNTS, triggers=4).balanced
