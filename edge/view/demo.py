@@ -253,7 +253,7 @@ class _Line:
         if health is None or health.mono_ns < asked_mono_ns:  # one clock: same machine, same boot
             return self._complain("the inspection daemon ended without telling its last ledger")
         self._tell(ledger_sentence(health.ledger))
-        self._tell(f"{proof_sentence(proof)}; outbox {health.outbox.depth} waiting")
+        self._tell(proof_sentence(proof))
         return health.ledger.balanced or self._complain("the ledger does not balance")
 
     def _complain(self, what: str) -> bool:

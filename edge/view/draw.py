@@ -258,7 +258,7 @@ def _reject_lines(view: LineView, width: int, rows: int) -> Lines:
         place = f"{node_id.node}/{reject.camera}" if _several_cameras(view) else reject.camera
         head = Text(f" {clock(reject.ts, reject.clock_ok)}", style="dim").append(f" {f'#{reject.part}':>8}", style="")
         head.append(f" {printable(place)} ").append(printable(reject.cause), style=VERDICT_STYLES["RETAKE"])
-        lines.append(head.append(f" measured {reject.measured:g}, limit {reject.limit:g}"))
+        lines.append(head.append(f" measured {reject.measured:.4g}, limit {reject.limit:.4g}"))
         if reject.advice and reject.advice not in advised:
             advised.add(reject.advice)
             wrapped = textwrap.wrap(printable(reject.advice), max(20, width - 20))[:2]

@@ -80,6 +80,7 @@ class SequenceProof:
         self._ahead: set[int] = set()
         self._ids: OrderedDict[int, str] = OrderedDict()
         self._resuming = False
+        self._source = ""
 
     @property
     def held(self) -> int:
@@ -96,12 +97,15 @@ class SequenceProof:
     def take(self, seq: int, message_id: str) -> bool:
         """Take in one number (from 1) with its message's id. False: it is here already, with this same id."""
         known = self._ids.get(seq)
-        if known == message_id:
+        source = message_id.rpartition("-")[0]  # all but the number: one start of the node
+        far_back = self.first is not None and seq < self.upto - REACH
+        if known == message_id or (far_back and source == self._source):  # e.g. an old alarm that still stands
             self.duplicates += 1
             return False
-        if self.first is not None and (known is not None or seq < self.upto - REACH):
+        if known is not None or far_back:
             self.renumbered += 1
             self._reset()
+        self._source = source
         self._remember(seq, message_id)
         self._place(seq)
         return True
@@ -243,10 +247,13 @@ class LineView:
         node = self.nodes.setdefault(node_id, NodeView())
         if not retained:
             node.heard_s = at_s
-        if not retained and _is_numbered(message) and not node.proof.take(message.seq, message.id):
+        fresh = retained or not _is_numbered(message) or node.proof.take(message.seq, message.id)
+        if isinstance(message, event.Alarm):  # told again after each reconnect of the node: new if it does not stand
+            fresh = node.alarms.get(message.code) != message
+        elif not fresh:
             return None
         self._apply(node_id, node, message)
-        return Heard(node_id, message)
+        return Heard(node_id, message) if fresh else None
 
     def connected(self) -> None:
         """The broker is there (again): what it retains comes next, so anything retained earlier may be out of date."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from edge import event
 from edge.view.state import AlarmCleared, Heard, SequenceProof
 
+REASONS_SHOWN = 3
+
 
 def printable(text: str) -> str:
     """Text of a message as it may be shown: nothing that moves the cursor or recolours the terminal.
@@ -28,9 +30,10 @@ def clock(ts: float, clock_ok: bool = True) -> str:
 
 
 def why(result: event.Result) -> str:
-    """The reasons of a verdict in one line."""
-    texts = "; ".join(reason.text or reason.code for reason in result.reasons)
-    return printable(texts or result.cause or "")
+    """The reasons of a verdict in one line: the first few, and how many more there are."""
+    texts = [reason.text or reason.code for reason in result.reasons]
+    more = f"; and {len(texts) - REASONS_SHOWN} more" if len(texts) > REASONS_SHOWN else ""
+    return printable(("; ".join(texts[:REASONS_SHOWN]) or result.cause or "") + more)
 
 
 def ledger_sentence(counts: event.LedgerCounts) -> str:
@@ -93,10 +96,12 @@ def plain_line(heard: Heard) -> str:
 
 def _words(message: event.Envelope) -> str:
     if isinstance(message, event.Result):
+        # A refused frame's advice comes with its reject message.
+        reasons = message.cause or why(message)
         head = f"part {message.part} camera {message.camera} {message.verdict} {message.latency_ms:.1f} ms"
-        return f"{head}: {why(message)}" if why(message) else head
+        return f"{head}: {reasons}" if reasons else head
     if isinstance(message, event.Reject):
-        measured = f"{message.cause}: measured {message.measured:g}, limit {message.limit:g}"
+        measured = f"{message.cause}: measured {message.measured:.4g}, limit {message.limit:.4g}"
         return f"part {message.part} camera {message.camera} rejected, {measured}; {message.advice}"
     if isinstance(message, event.Alarm):
         return f"ALARM {message.severity} {message.code}: {message.text}; {message.advice}"

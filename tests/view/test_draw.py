@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 
 pytest.importorskip("rich")
@@ -14,7 +15,7 @@ from edge import event
 from edge.view.draw import screen, sparkline
 from edge.view.state import LineView
 from edge.view.subscribe import Link
-from edge.view.words import ledger_sentence, plain_line, proof_sentence
+from edge.view.words import ledger_sentence, plain_line, proof_sentence, why
 from tests.view.messages import AOI, TOPICS, alarm, camera_state, health, info, put, reject, result, state
 
 UP = Link("127.0.0.1:1883", True, "", 0.0)
@@ -228,6 +229,20 @@ def test_plain_lines(topic, message, wanted) -> None:
 )
 def test_ledger_sentence(verdicts, losses, triggers, wanted) -> None:
     assert ledger_sentence(event.LedgerCounts(triggers=triggers, verdicts=verdicts, losses=losses)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("texts", "cause", "wanted", "reason"),
+    [
+        ([], None, "", "nothing to say of a good part"),
+        (["short", "open"], None, "short; open", "all of a few"),
+        (list("abcde"), None, "a; b; c; and 2 more", "a hopeless part has a hundred"),
+        ([], "blur", "blur", "only a cause"),
+    ],
+)
+def test_why(texts, cause, wanted, reason) -> None:
+    whys = [event.Why(code="c", text=text) for text in texts]
+    assert why(msgspec.structs.replace(result(1, "NG"), reasons=whys, cause=cause)) == wanted, reason
 
 
 def test_proof_sentence_names_at_most_three_gaps() -> None:

@@ -136,6 +136,16 @@ def test_an_alarm_told_live_has_numbers_of_its_own() -> None:
     assert "outbox" in view.nodes[AOI].alarms
 
 
+def test_an_alarm_told_again_stands_again_but_is_news_only_once() -> None:
+    view = LineView("edge")
+    assert put(view, TOPICS.alarm("disk"), alarm("disk"), seq=1) is not None
+    assert put(view, TOPICS.alarm("disk"), alarm("disk"), seq=1) is None, "the node was away and tells it again"
+    view.connected()  # the broker was away and has forgotten it; the node comes back after us
+    assert put(view, TOPICS.alarm("disk"), alarm("disk"), seq=1) is not None
+    assert list(view.nodes[AOI].alarms) == ["disk"]
+    assert view.nodes[AOI].proof.held == 1
+
+
 def test_each_node_has_its_own_numbers() -> None:
     view = LineView("edge")
     other = event.Topics("edge", "plant", "smt1", "spi")
@@ -184,6 +194,7 @@ def test_memory_is_bounded() -> None:
         (["x", 4, 6], 2, [(5, 5)], 0, 0, 0, 0, "the first connection excuses no gap"),
         ([1, 2, 3, "b1", "b2"], 2, [], 0, 0, 0, 1, "numbers begin anew under other ids: the node's state was wiped"),
         ([5000, 5001, "b1", "b2"], 2, [], 0, 0, 0, 1, "far behind is another numbering, even without an id to compare"),
+        ([1, *range(2, 8000), 5], 7999, [], 1, 0, 0, 0, "an alarm that stands since long ago is told again"),
         ([1, *range(3, 5004)], 5002, [], 0, 1, 0, 0, "a gap that stays open is given up in the end: memory is bounded"),
     ],
 )
