@@ -1,4 +1,6 @@
-"""The `edge` command. Every error of ours is one message on stderr and exit code 2, never a traceback."""
+"""The `edge` command. What is wrong is one message on stderr, never a traceback.
+
+Exit codes: 0 done, 1 nothing could be judged, 2 what was asked for cannot be done, 70 a fault of the program."""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from edge.errors import EdgeError, UsageError
 if TYPE_CHECKING:  # commands import what they need when they run, so that each starts at once
     from edge.replay import Line
 
-OK, FAILED, USAGE = 0, 1, 2
+OK, FAILED, USAGE, INTERNAL = 0, 1, 2, 70
+DEBUG_VARIABLE = "EDGE_DEBUG"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; keep the interpreter from complaining about it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except Exception as error:  # a fault of ours: still one sentence for the operator
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(
+            f"edge: internal error, {type(error).__name__}: {error}; this is a fault of the program, "
+            f"please report it with what {DEBUG_VARIABLE}=1 prints",
+            file=sys.stderr,
+        )
+        return INTERNAL
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -260,18 +272,16 @@ def _add_schema(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    import json
-
     from edge import event
 
     schemas = event.json_schemas()
     if options.out is None:
-        print(json.dumps(schemas, indent=2))
+        print("".join(schema.decode() for schema in schemas.values()), end="")
         return OK
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         for name, schema in schemas.items():
-            (options.out / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n")
+            (options.out / f"{name}.json").write_bytes(schema)
     except OSError as error:
         raise UsageError(f"the schemas cannot be written to {options.out}: {error.strerror}") from error
     return OK

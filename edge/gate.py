@@ -23,6 +23,9 @@ ADVICE = {
     Cause.UNDEREXPOSED: "Check that the light is on and the lens is not covered; lengthen the exposure.",
 }
 
+# What a frame without any detail counts as, where the logarithm of its sharpness is taken.
+LEAST_SHARPNESS = 0.01
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -99,7 +102,8 @@ def propose(good: list[Measures], roi: tuple[float, float, float, float], refuse
     """Thresholds that refuse about `refuse_share` of frames like these good ones.
 
     Each limit lies twice as far from the median as the quantile of the good frames does: a few dozen frames do not
-    show the tail of a shift's light and focus, and blur that matters costs far more sharpness than that.
+    show the tail of a shift's light and focus. Sharpness is compared by its logarithm, since blur divides it: good
+    boards of one line lie a factor of ten apart, and a blur of two pixels costs a factor of a hundred.
 
     Args:
         good: measures of frames known to be good; at least 2.
@@ -108,11 +112,11 @@ def propose(good: list[Measures], roi: tuple[float, float, float, float], refuse
     """
     if len(good) < 2:
         raise ValueError(f"a proposal wants at least 2 good frames, got {len(good)}")
-    sharpness = np.array([m.sharpness for m in good])
+    log_sharpness = np.log([max(m.sharpness, LEAST_SHARPNESS) for m in good])
     brightness = np.array([m.brightness for m in good])
     saturated = np.array([m.saturated for m in good])
     return GateRecipe(
-        sharpness_min=max(0.0, _down(_limit(sharpness, refuse_share))),
+        sharpness_min=_down(math.exp(_limit(log_sharpness, refuse_share))),
         brightness_min=max(0.0, _down(_limit(brightness, refuse_share))),
         brightness_max=min(255.0, -_down(-_limit(brightness, 1 - refuse_share))),
         saturated_max=min(1.0, round(_limit(saturated, 1 - refuse_share) + 0.001, 4)),

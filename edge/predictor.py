@@ -26,7 +26,7 @@ class Predictor(Protocol):
     """A loaded network."""
 
     def run(self, tensor: Float) -> list[Float]:
-        """Outputs for one input (1, C, H, W), in the model's order. They are only valid until the next run."""
+        """Outputs for one input (1, C, H, W), in the model's order; they belong to the caller."""
 
 
 def installed_runtimes() -> dict[str, str]:
@@ -72,7 +72,8 @@ class LitePredictor:
         try:
             self._input.from_numpy(tensor)
             self._predictor.run()
-            return [self._predictor.get_output(i).numpy() for i in range(self._outputs)]
+            # `numpy()` is a view of the predictor's own memory: overwritten by the next run, gone with the predictor.
+            return [self._predictor.get_output(i).numpy().copy() for i in range(self._outputs)]
         except Exception as error:
             raise PredictorError(f"Paddle Lite failed on an input of shape {tensor.shape}: {error}") from error
 

@@ -14,7 +14,7 @@ from typing import Any
 from tests.brokers import Reader, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PCB = REPOSITORY / "models" / "pcb"
+PCB = Path(os.environ.get("EDGE_TEST_BUNDLE", REPOSITORY / "models" / "pcb"))
 
 
 class Client(Reader):

@@ -1,5 +1,6 @@
 """The whole daemon as its own process, against a real mosquitto."""
 
+import contextlib
 import json
 import random
 import time
@@ -11,12 +12,13 @@ import pytest
 from edge.capture.simulated import SimulatedSource
 from edge.config import SimulatedCamera
 from tests.brokers import Broker, needs_mosquitto, wait_until
+from tests.disks import small_disk
 from tests.flow.rig import Client, Daemon
 
 SIMULATED = '[[camera]]\nid = "cam1"\nsource = "simulated"\nfps = 10.0\n'
 
 
-def folder_camera(path, fps=20.0, loop="false"):
+def folder_camera(path, fps=4.0, loop="false"):
     return f'[[camera]]\nid = "cam1"\nsource = "folder"\npath = "{path}"\nfps = {fps}\nloop = {loop}\n'
 
 
@@ -202,22 +204,16 @@ def test_status_is_answered(broker, client, make_daemon):
 
 
 def test_full_disk_costs_named_losses_and_heals(tmp_path, broker, client, make_daemon):
-    from tests.disks import small_disk
-
-    with small_disk(tmp_path / "disk", megabytes=4) as disk:
+    with small_disk(tmp_path / "disk", megabytes=24) as disk:
         daemon = make_daemon(broker.port, SIMULATED)
         daemon.state = disk / "state"
         daemon.config.write_text(daemon.config.read_text().replace(str(tmp_path / "state"), str(daemon.state)))
         daemon.start()
         daemon.wait_log("first verdict")
         filler = disk / "filler"
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(b"x" * 4096)
-                    file.flush()
-            except OSError:
-                pass
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
         daemon.wait_log("alarm outbox")
         wait_until(lambda: last_health(client)["ledger"]["losses"]["processing_fault"] > 0, 15, "a named loss")
         filler.unlink()
