@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.util
 import json
 import logging
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +39,9 @@ BROKER_LIMIT_S = 10.0
 POLL_S = 0.05
 LOG_LINES_SHOWN = 6
 STATION = NodeId("demo", "line1", "edge")
+# Asks the kernel for SIGTERM when the thread that started us ends (PR_SET_PDEATHSIG), then becomes the daemon.
+# Popen's preexec_fn could do it, but is not safe beside threads.
+DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 DAEMON = (sys.executable, "-m", "edge", "run")
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ log = logging.getLogger(__name__)
 class EmbeddedBroker:
     """An MQTT broker on a free loopback port, in a thread of its own.
 
-    The port listens from the moment of construction, so clients can be started before the broker has been imported:
-    their connections wait in the socket's queue.
+    The port is ours from the moment of construction, so no other program can take it; connections wait in the
+    socket's queue until `start`.
 
     Raises:
         EdgeError: the broker is not installed (at construction) or did not start (at `start`).
@@ -120,16 +121,13 @@ class DaemonProcess:
 
     def __init__(self, command: Sequence[str], config_file: Path, log_file: Path) -> None:
         self.log_file = log_file
-        prctl = ctypes.CDLL(None).prctl
         with log_file.open("ab") as sink:
             self._child = subprocess.Popen(
-                [*command, "--config", str(config_file)],
+                [sys.executable, "-ISc", DIE_WITH_PARENT, *command, "--config", str(config_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # PR_SET_PDEATHSIG: if we are killed, the daemon is told to stop. No other thread runs yet.
-                preexec_fn=lambda: prctl(1, signal.SIGTERM),
             )
 
     @property
@@ -190,13 +188,17 @@ def demo(
         broker = EmbeddedBroker()
         cleanup.callback(broker.stop)
         mqtt = config.Mqtt(port=broker.port)
-        daemon = DaemonProcess(command, _write_config(folder, bundle, seed, mqtt), folder / "daemon.log")
-        cleanup.callback(daemon.stop)
+        config_file = _write_config(folder, bundle, seed, mqtt)
         broker.start()
         subscriber = cleanup.enter_context(Subscriber(mqtt, Where(*STATION), output.heard))
-        line = _Line(daemon, subscriber, signals, file, began_s)
+        # The view listens before the daemon speaks, so it must come to hold every message from the first one on.
+        if not _wait(lambda: subscriber.subscribed, BROKER_LIMIT_S):
+            raise EdgeError(f"the embedded broker does not answer: {subscriber.link.text or 'no reason known'}")
+        daemon = DaemonProcess(command, config_file, folder / "daemon.log")
+        cleanup.callback(daemon.stop)
+        line = _Line(daemon, subscriber, output, signals, file, began_s)
         if line.wait_for_first_verdict():
-            line.watch(output, seconds)
+            line.watch(seconds)
         fine = line.stop()
     if fine and state is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -207,10 +209,17 @@ class _Line:
     """The running demo: daemon and view together."""
 
     def __init__(
-        self, daemon: DaemonProcess, subscriber: Subscriber, signals: StopSignals, file: TextIO, began_s: float
+        self,
+        daemon: DaemonProcess,
+        subscriber: Subscriber,
+        output: Output,
+        signals: StopSignals,
+        file: TextIO,
+        began_s: float,
     ) -> None:
         self._daemon = daemon
         self._subscriber = subscriber
+        self._output = output
         self._signals = signals
         self._began_s = began_s
         self._file: TextIO | None = file  # None: whoever read it has gone
@@ -219,34 +228,40 @@ class _Line:
     def wait_for_first_verdict(self) -> bool:
         """Whether there is one to look at."""
         self._tell(f"starting a simulated line; its MQTT broker listens on {self._subscriber.link.address}")
-        judged = self._wait(lambda: self._over() or bool(self._node().verdicts), FIRST_VERDICT_LIMIT_S)
+        judged = _wait(lambda: self._over() or bool(self._node().verdicts), FIRST_VERDICT_LIMIT_S)
         self._in_time = judged
         if not judged or self._over():
             return False
         self._tell(f"first verdict after {time.monotonic() - self._began_s:.1f} s")
         return True
 
-    def watch(self, output: Output, seconds: float | None) -> None:
+    def watch(self, seconds: float | None) -> None:
         """Show the line until Ctrl-C, the daemon's end or `seconds` from now."""
         deadline_s = time.monotonic() + (seconds if seconds is not None else float("inf"))
-        if not show(output, self._subscriber, lambda: self._over() or time.monotonic() > deadline_s):
-            self._file = None
+        self._show(lambda: self._over() or time.monotonic() > deadline_s)
 
     def stop(self) -> bool:
         """End the daemon in order and say how it all added up. True: as it should be."""
-        exit_code = self._daemon.exit_code
-        if exit_code is not None:
-            return self._complain(f"the inspection daemon ended by itself with exit code {exit_code}")
-        if not self._in_time:
-            self._daemon.stop()
-            return self._complain(f"no verdict came within {FIRST_VERDICT_LIMIT_S:.0f} s")
+        died = self._daemon.exit_code
         asked_mono_ns = time.monotonic_ns()
-        if not self._daemon.stop():
+        in_order = self._daemon.stop()
+        if in_order and died is None:
+            _wait(lambda: self._node().state == "offline", LAST_WORD_LIMIT_S)
+        if isinstance(self._output, PlainLines) and self._file is not None:
+            self._show(lambda: True)  # what came while the daemon was ending
+        if died is not None:
+            return self._complain(f"the inspection daemon ended by itself with exit code {died}")
+        if not self._in_time:
+            return self._complain(f"no verdict came within {FIRST_VERDICT_LIMIT_S:.0f} s")
+        if not in_order:
             return self._complain(f"the inspection daemon did not end within {STOP_LIMIT_S:.0f} s and was killed")
-        self._wait(lambda: self._node().state == "offline", LAST_WORD_LIMIT_S)
         if self._daemon.exit_code:
             return self._complain(f"the inspection daemon ended with exit code {self._daemon.exit_code}")
         return self._settle(asked_mono_ns)
+
+    def _show(self, ended: Callable[[], bool]) -> None:
+        if not show(self._output, self._subscriber, ended):
+            self._file = None
 
     def _settle(self, asked_mono_ns: int) -> bool:
         health, proof = self._node().health, self._node().proof
@@ -269,17 +284,18 @@ class _Line:
         with self._subscriber.lock:
             return self._subscriber.view.nodes.get(STATION) or NodeView()
 
-    def _wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        deadline_s = time.monotonic() + limit_s
-        while not condition():
-            if time.monotonic() > deadline_s:
-                return False
-            time.sleep(POLL_S)
-        return True
-
     def _tell(self, text: str) -> None:
         with contextlib.suppress(OSError):
             print(text, file=self._file or sys.stderr, flush=True)
+
+
+def _wait(condition: Callable[[], bool], limit_s: float) -> bool:
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def _make_folder(state: Path | None) -> Path:

@@ -82,6 +82,7 @@ class Subscriber:
         self.lock = threading.Lock()
         self.view = LineView(settings.prefix)
         self.refused: str | None = None  # set when the broker turned down our first login
+        self.subscribed = False  # from the first time on that messages can reach us
         self._settings = settings
         self._topics = where.topics(settings.prefix)
         self._on_heard = on_heard
@@ -136,8 +137,9 @@ class Subscriber:
                 self._set_link(False, f"connection lost: {code}")
 
     def _subscribed(self, _client: mqtt.Client, _user: Any, _mid: int, codes: list[ReasonCode], _props: Any) -> None:
-        if any(code.is_failure for code in codes):
-            with self.lock:
+        with self.lock:
+            self.subscribed = True
+            if any(code.is_failure for code in codes):
                 self._set_link(True, "the broker does not let this user read these topics")
 
     def _message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
