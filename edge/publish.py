@@ -292,7 +292,7 @@ class Publisher:
     # The publisher thread.
 
     def _run(self) -> None:
-        failures = 0
+        failures = cut_short = 0
         while not self._stopping.is_set():
             session = _Session(self._settings, self._timing, self._waker, self._on_message)
             begun_s = time.monotonic()
@@ -307,7 +307,8 @@ class Publisher:
             session.drop()
             lasted = session.was_up and time.monotonic() - begun_s >= SHORT_LIVED_S
             failures = 0 if lasted else failures + 1
-            if failures > 2 and session.was_up:
+            cut_short = cut_short + 1 if session.was_up and not lasted else 0
+            if cut_short > 2:
                 detail += f"; is another client called {client_id(self._settings, self._topics)}, too?"
             self._disconnected(detail)
             ceiling_s = min(self._timing.backoff_max_s, self._timing.backoff_min_s * 2.0 ** min(failures, 16))

@@ -74,6 +74,16 @@ class Broker:
         """SIGKILL: it saves nothing."""
         self._end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay, nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def save(self) -> None:
         """Have it write its persistent sessions now, and wait for that."""
         assert self._process is not None

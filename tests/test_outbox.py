@@ -208,10 +208,10 @@ def test_adding_waits_for_one_chunk_of_a_long_removal_at_most(tmp_path: Path) ->
 
 
 def test_sigkill_of_the_writer_loses_no_committed_row(tmp_path: Path) -> None:
-    """Killed 25 times at random: what it was told is committed is there, and rows and ledger belong together."""
+    """Killed 20 times at random: what it was told is committed is there, and rows and ledger belong together."""
     rng = random.Random(7)
     part = last = delivered = 0
-    for round_ in range(25):
+    for round_ in range(20):
         part, last = _run_and_kill(tmp_path / "outbox.db", f"boot{round_}", rng.uniform(0.0, 0.1), part, last)
         box = open_box(tmp_path, 10_000_000)
         counts, parts = box.ledger()
@@ -323,15 +323,13 @@ def test_no_damage_to_the_header_stops_the_start(tmp_path: Path) -> None:
     box.close()
     good = (tmp_path / "outbox.db").read_bytes()
     for offset in range(100):
-        for value in (0x00, 0xFF, good[offset] ^ 0x55):
-            folder = tmp_path / f"{offset}-{value}"
-            folder.mkdir()
-            (folder / "outbox.db").write_bytes(good[:offset] + bytes([value]) + good[offset + 1 :])
-            box = open_box(folder)
-            add(box)
-            assert balanced(box)
-            box.close()
-            shutil.rmtree(folder)
+        folder = tmp_path / str(offset)
+        folder.mkdir()
+        (folder / "outbox.db").write_bytes(good[:offset] + b"\xff" + good[offset + 1 :])
+        box = open_box(folder)
+        add(box)
+        assert balanced(box)
+        box.close()
 
 
 def test_lost_file_does_not_repeat_numbers(tmp_path: Path) -> None:
@@ -561,5 +559,5 @@ class OutboxMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-OutboxMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+OutboxMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 TestOutboxMachine = OutboxMachine.TestCase

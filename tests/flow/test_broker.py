@@ -46,9 +46,16 @@ def test_backlog_is_delivered_in_order_and_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", ["kill", "stop"])
 def test_broker_killed_three_times_under_load_loses_nothing(tmp_path: Path, number: str) -> None:
-    figures = kill_under_load(tmp_path, number, kills=3, up_s=0.7, down_s=0.3, gap_s=0.01)
+    figures = kill_under_load(tmp_path, number, kills=3, up_s=0.4, down_s=0.2, gap_s=0.01)
     assert figures.missing == [] and figures.other_ids == 0
     assert figures.connects == 4 and figures.left == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["kill", "stop"])
+def test_broker_killed_twenty_times_under_load_loses_nothing(tmp_path: Path, number: str) -> None:
+    figures = kill_under_load(tmp_path, number, kills=20, up_s=1.5, down_s=0.5, gap_s=0.02)
+    assert figures.missing == [] and figures.other_ids == 0 and figures.left == 0
 
 
 @dataclass(frozen=True)
