@@ -28,6 +28,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.boxes",
         "edge.capture.base",
         "edge.capture.board",
+        "edge.capture.layout",
         "edge.capture.optics",
         "edge.decide",
         "edge.drift",

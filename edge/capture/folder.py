@@ -100,7 +100,9 @@ def find_images(where: Path) -> list[Path]:
     files = list_images(f"{glob.escape(str(where))}/**/*")[1]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not images:
-        raise CaptureError(f"{where} and its subfolders hold no image: put files there that end in {', '.join(SUFFIXES)}")
+        raise CaptureError(
+            f"{where} and its subfolders hold no image: put files there that end in {', '.join(SUFFIXES)}"
+        )
     return images
 
 
