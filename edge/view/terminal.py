@@ -199,6 +199,9 @@ class Picture:
             while not stop.is_set():
                 live.update(_picture(subscriber, self._console), refresh=True)
                 stop.wait(REDRAW_S)
+            # After a resize tmux would leave the lower part of the picture on the screen we return to.
+            live.update("", refresh=True)
+            self._console.clear()
 
 
 class PlainLines:
