@@ -1,0 +1,70 @@
+"""Packaging of `edge`, what runs on the device. The toolchain (`tools`) runs from the checkout and is not installed."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "edge/__init__.py").read_text(), re.MULTILINE).group(1)
+README = ROOT / "README.md"
+
+# Paddle Lite's only wheels: x86-64 Linux, Python up to 3.10. Everywhere else ONNX Runtime does the work.
+HAS_PADDLE_LITE = "platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.11'"
+LACKS_PADDLE_LITE = "platform_system != 'Linux' or platform_machine != 'x86_64' or python_version >= '3.11'"
+ONNX = "onnxruntime>=1.17,<2"
+VIEW = ["rich>=13"]
+PLC = ["pyserial>=3.5,<4"]
+
+setup(
+    name="edge-inspection",
+    version=VERSION,
+    description="Edge inspection runtime for factory lines: capture, gate, INT8 detector, verdicts over MQTT",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["edge", "edge.*"]),
+    package_data={"edge": ["py.typed", "*.toml"], "edge.view": ["*.html", "*.css", "*.js"]},
+    entry_points={"console_scripts": ["edge = edge.cli:main"]},
+    install_requires=[
+        "numpy>=1.23,<2",  # Paddle's wheels are built for 1.x
+        "opencv-python-headless>=4.8,<4.12",  # the cv2 of opencv-python without libGL; from 4.12 on it wants numpy 2
+        "msgspec>=0.18,<1",
+        "paho-mqtt>=2,<3",
+        "tomli>=2; python_version < '3.11'",
+        "tomli-w>=1,<2",
+        f"paddlelite==2.13rc0; {HAS_PADDLE_LITE}",
+        f"{ONNX}; {LACKS_PADDLE_LITE}",
+    ],
+    extras_require={
+        "onnx": [ONNX],
+        "plc": PLC,
+        "view": VIEW,
+        "demo": ["amqtt>=0.11,<0.13", *VIEW],
+        # paddleslim==2.6.0 belongs here too, but drags in opencv-python, which overwrites our cv2: it is installed
+        # without its dependencies, and what it really needs is listed here instead.
+        "tools": [
+            "paddlepaddle==2.6.2",
+            "paddle2onnx==1.2.11",
+            ONNX,
+            "setuptools",  # paddle imports it without saying so
+            "tqdm",
+            "matplotlib",
+            "pandas",
+            "pillow",
+            "pyyaml",
+            "requests",
+        ],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-pyserial",
+            *PLC,
+        ],
+    },
+)
