@@ -212,6 +212,9 @@ def _add_watch(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--password-file", help="a file that holds the password")
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--ca-file", help="certificate authorities instead of the system's")
+    for level in ("site", "line", "node"):
+        parser.add_argument(f"--{level}", help=f"only this {level}")
+    parser.add_argument("--once", action="store_true", help="print what stands now and end")
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.set_defaults(command=_watch)
 
@@ -232,7 +235,9 @@ def _watch(options: argparse.Namespace) -> int:
             tls=options.tls,
             ca_file=options.ca_file,
         )
-    return terminal.watch(mqtt, seconds=options.seconds)
+    return terminal.watch(
+        mqtt, site=options.site, line=options.line, node=options.node, once=options.once, seconds=options.seconds
+    )
 
 
 def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -240,13 +245,15 @@ def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--bundle", type=Path, default=Path("models/pcb"), help="the model bundle, a folder")
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--seed", type=int, default=1, help="of the simulated line")
+    parser.add_argument("--headless", action="store_true", help="plain lines instead of the live picture")
+    parser.add_argument("--state", type=Path, help="keep the daemon's state here instead of in a temporary folder")
     parser.set_defaults(command=_demo)
 
 
 def _demo(options: argparse.Namespace) -> int:
     from edge.view import demo
 
-    return demo.demo(seconds=options.seconds, bundle=options.bundle, seed=options.seed)
+    return demo.demo(options.seconds, options.bundle, options.seed, options.headless, state=options.state)
 
 
 def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -23,7 +23,9 @@ Ms = Annotated[float, Meta(description="milliseconds")]
 class Envelope(msgspec.Struct, kw_only=True, frozen=True):
     """What every message begins with.
 
-    `id` names the message for good: one that arrives twice (delivery is at least once) has the same id twice.
+    `id` names the message for good: one that arrives twice (delivery is at least once) has the same id twice. It
+    ends in `-o-<seq>` when the message came through the outbox, whose numbers have no gap; clearing a retained alarm
+    uses up no number.
     """
 
     schema: str
