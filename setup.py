@@ -55,7 +55,9 @@ setup(
             "pandas",
             "pillow",
             "pyyaml",
+            "pyzmq",
             "requests",
+            "scipy",
         ],
         "test": [
             "pytest>=8",

@@ -23,7 +23,7 @@ fi
 touch "$mark"
 case $level in
     demo) echo "Installing what the device and its demo need (a download of some 120 MB, once)" ;;
-    dev) echo "Installing the toolchain and the tests' tools (a download of some 210 MB, once)" ;;
+    dev) echo "Installing the toolchain and the tests' tools (a download of some 250 MB, once)" ;;
 esac
 pip_install -r requirements/build.txt
 pip_install -r "requirements/$level.txt"

@@ -47,7 +47,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "adapter outbox": ("edge.outbox",),
     "adapter plc": ("edge.plc.*",),
     "adapter predictor": ("edge.predictor",),
-    "adapter publish": ("edge.publish",),
+    "adapter publish": ("edge.broker", "edge.publish", "edge.requests", "edge.session"),  # one MQTT session
     "adapter tally": ("edge.tally",),
     "stages": ("edge.detect", "edge.pipeline"),
     "application": (
@@ -84,7 +84,7 @@ SOLE_IMPORTERS: Mapping[str, tuple[str, ...]] = {
     "amqtt": ("edge.view.*",),
     "onnxruntime": ("edge.predictor",),
     "paddlelite": ("edge.predictor",),
-    "paho": ("edge.publish", "edge.view.*"),
+    "paho": ("edge.broker", "edge.publish", "edge.session", "edge.view.*"),
     "pymodbus": ("edge.plc.*",),
     "rich": ("edge.view.*",),
     "serial": ("edge.plc.*",),
@@ -223,7 +223,7 @@ def test_the_tables_name_no_layer_or_module_twice() -> None:
         ("edge.capture.camera", "from edge import daemon", "may not import application", "upwards"),
         ("edge.pipeline", "from edge.predictor import load", "stages may not import adapter", "past the protocol"),
         ("edge.detect", "import paddlelite.lite", "imports paddlelite, which only edge.predictor may", "a runtime"),
-        ("edge.daemon", "import paho.mqtt.client", "paho, which only edge.publish, edge.view.* may", "a session"),
+        ("edge.daemon", "import paho.mqtt.client", "imports paho, which only edge.broker, edge.publish,", "a session"),
         ("edge.evidence", "import sqlite3", "imports sqlite3, which only edge.outbox may", "a second database"),
         ("edge.publish", "import serial", "imports serial, which only edge.plc.* may", "a second PLC"),
         ("edge.view.web", "from edge.outbox import Outbox", "view may not import adapter", "a view is a subscriber"),
