@@ -60,6 +60,9 @@ setup(
             "scipy",
         ],
         "test": [
+            "cryptography",  # certificates for the broker tests
+            "packaging",
+            "psutil",
             "pytest>=8",
             "pytest-timeout",
             "hypothesis",

@@ -47,7 +47,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "adapter outbox": ("edge.outbox",),
     "adapter plc": ("edge.plc.*",),
     "adapter predictor": ("edge.predictor",),
-    "adapter publish": ("edge.broker", "edge.publish", "edge.requests", "edge.session"),  # one MQTT session
+    "adapter publish": ("edge.broker", "edge.live", "edge.publish", "edge.requests", "edge.session"),  # one session
     "adapter tally": ("edge.tally",),
     "stages": ("edge.detect", "edge.pipeline"),
     "application": (
@@ -77,14 +77,18 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "tools": (*BELOW_ADAPTERS, "stages", "tools"),
 }
 # Beyond its layers: training measures what serving runs, and writes the manifest that serving reads.
-ALSO: Mapping[str, tuple[str, ...]] = {"tools": ("edge.predictor", "edge.bundle", "edge.bundle.manifest")}
+# The view gets to the broker by the same way as the daemon, and says the same when it does not.
+ALSO: Mapping[str, tuple[str, ...]] = {
+    "tools": ("edge.predictor", "edge.bundle", "edge.bundle.manifest"),
+    "view": ("edge.broker",),
+}
 
 # Libraries that only these modules may import. What is in neither table may not be imported by `edge` at all.
 SOLE_IMPORTERS: Mapping[str, tuple[str, ...]] = {
     "amqtt": ("edge.view.*",),
     "onnxruntime": ("edge.predictor",),
     "paddlelite": ("edge.predictor",),
-    "paho": ("edge.broker", "edge.publish", "edge.session", "edge.view.*"),
+    "paho": ("edge.broker", "edge.session", "edge.view.*"),
     "pymodbus": ("edge.plc.*",),
     "rich": ("edge.view.*",),
     "serial": ("edge.plc.*",),
@@ -223,9 +227,16 @@ def test_the_tables_name_no_layer_or_module_twice() -> None:
         ("edge.capture.camera", "from edge import daemon", "may not import application", "upwards"),
         ("edge.pipeline", "from edge.predictor import load", "stages may not import adapter", "past the protocol"),
         ("edge.detect", "import paddlelite.lite", "imports paddlelite, which only edge.predictor may", "a runtime"),
-        ("edge.daemon", "import paho.mqtt.client", "imports paho, which only edge.broker, edge.publish,", "a session"),
+        ("edge.daemon", "import paho.mqtt.client", "imports paho, which only edge.broker, edge.session,", "a session"),
         ("edge.evidence", "import sqlite3", "imports sqlite3, which only edge.outbox may", "a second database"),
         ("edge.publish", "import serial", "imports serial, which only edge.plc.* may", "a second PLC"),
+        (
+            "edge.publish",
+            "import paho.mqtt.client",
+            "imports paho, which only",
+            "the session speaks it, not the publisher",
+        ),
+        ("edge.view.web", "from edge.publish import P", "view may not import adapter", "only the way to the broker"),
         ("edge.view.web", "from edge.outbox import Outbox", "view may not import adapter", "a view is a subscriber"),
         ("edge.daemon", "from edge.view import demo", "application may not import view", "the daemon draws nothing"),
         ("edge.station", "from edge import cli", "application may not import top", "upwards"),
@@ -253,7 +264,7 @@ def test_a_planted_violation_is_found(module: str, source: str, expected: str, w
         ("edge.bundle.slots", "from edge.bundle import manifest\nimport os"),
         ("edge.capture.simulated", "from edge.capture.board import draw_board\nfrom . import base"),
         ("edge.cli", "from edge.view import demo\nfrom edge import __version__"),
-        ("edge.view.web", "import rich\nimport paho.mqtt.client\nfrom edge import event"),
+        ("edge.view.web", "import rich\nimport paho.mqtt.client\nfrom edge import broker, event"),
         ("tools.prove", "import paddle, os\nfrom edge.bundle import manifest\nfrom edge.predictor import load"),
     ],
 )
