@@ -1,8 +1,9 @@
 """Store-and-forward: every message that must reach the broker, in one SQLite file until the broker has it.
 
 A message is durable when `add` returns: its transaction is synced to the disk (WAL, synchronous=FULL), together with
-the ledger that counts it. A removal is not synced: one lost in a power cut means the message is sent twice, under
-the same id, and spares the disk nine tenths of the time of a removal.
+the ledger that counts it. A removal is not synced (synchronous=NORMAL): one lost in a power cut means the message is
+sent twice, under the same id. In a trial on a busy disk a removal took 0.1 ms so; synced it took 0.3 ms with the
+exclusive lock that this file is opened with, and 1.8 ms without.
 
 The file does not grow beyond its quota for long: space of delivered rows is used again. Its size is at most about
 twice the quota (SQLite keeps whole pages of 4096 bytes) plus a write-ahead log of about 4 MB.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +14,14 @@ import pytest
 from edge import ledger
 from edge.clock import SystemClock
 from edge.config import Mqtt
-from edge.errors import EdgeError, OutboxError, PublishError
+from edge.errors import OutboxError
 from edge.event import Alarm, Envelope, Health, LedgerCounts, OutboxCounts, Response, State, Topics
 from edge.outbox import Draft, Kind, Outbox, Row
-from edge.publish import LIVE_MESSAGES, Publisher, Timing, explain, read_password, tls_context
+from edge.publish import Publisher, Timing
 from tests.brokers import Broker, Reader, free_port, needs_mosquitto, wait_until
 
 QUICK = Timing(connect_s=2.0, backoff_min_s=0.05, backoff_max_s=0.2)
+IMPATIENT = Timing(connect_s=0.4, backoff_min_s=0.05, backoff_max_s=0.2)
 ALARM = Alarm(code="blur", severity="warning", text="blurred", advice="clean the lens")
 
 
@@ -168,25 +168,6 @@ def test_broker_speaks_for_a_box_that_vanished_and_the_box_for_itself_when_it_st
         assert not node.publisher.alive() and not node.publisher.connected()
 
 
-@needs_mosquitto
-def test_images_beyond_the_bound_drop_the_oldest(broker: Broker, node: Node) -> None:
-    topic = node.topics.camera("cam1", "image")
-    with reader_of(broker, node) as reader:
-        node.start()
-        with node.publisher._lock:  # the publisher thread cannot send meanwhile
-            for i in range(LIVE_MESSAGES + 10):
-                node.publisher._enqueue(_image(topic, i))
-        node.publisher._waker.wake()
-        heard = reader.wait_for(topic, LIVE_MESSAGES)
-        assert heard[0].payload == b"10" and node.publisher.live_dropped() == 10
-
-
-def _image(topic: str, i: int) -> object:
-    from edge.publish import _Message
-
-    return _Message(topic, str(i).encode(), qos=0)
-
-
 # Alarms: durable and retained.
 
 
@@ -222,7 +203,7 @@ def test_alarm_that_ended_while_it_waited_is_delivered_but_does_not_stand(broker
 def test_latest_alarm_of_a_code_stands_after_a_backlog(broker: Broker, node: Node) -> None:
     for text in ("one", "two", "three"):
         last = node.alarm(msgspec.structs.replace(ALARM, text=text))
-    for _ in range(100):
+    for _ in range(40):  # two windows
         node.result()
     with reader_of(broker, node) as reader:
         node.start()
@@ -273,48 +254,6 @@ def test_request_is_answered_once_and_a_repeated_one_alike(broker: Broker, node:
         assert ask(reader, node, "status", b'{"transaction":"t1"}', 2) == first, "the same answer, id and all"
         assert ask(reader, node, "status", b'{"transaction":"t2"}', 3).seq == 2
         assert len(node.requests) == 2
-
-
-@needs_mosquitto
-@pytest.mark.parametrize(
-    ("verb", "payload", "problem"),
-    [
-        ("status", b"", "not understood"),
-        ("status", b"\xff\xfe", "not understood"),
-        ("status", b"[" * 5000, "not understood"),
-        ("status", b"{}", "missing required field `transaction`"),
-        ("status", b'{"transaction":5}', "Expected `str`, got `int`"),
-        ("status", b'{"transaction":""}', "1 to 128 characters"),
-        ("status", b'{"transaction":"%s"}' % (b"x" * 129), "1 to 128 characters"),
-        ("status", b'{"transaction":"%s"}' % (b"x" * 70_000), "at most 65536 are read"),
-        ("reboot", b'{"transaction":"t"}', "there is no request 'reboot'; there are: slow, status"),
-    ],
-)
-def test_malformed_request_is_told_what_is_wrong(
-    broker: Broker, tmp_path: Path, verb: str, payload: bytes, problem: str
-) -> None:
-    node = Node(tmp_path, "malformed", Mqtt(port=broker.port)).start()
-    try:
-        with reader_of(broker, node) as reader:
-            response = ask(reader, node, verb, payload)
-            assert not response.ok and problem in response.text
-            assert node.requests == []
-            assert ask(reader, node, "slow", b'{"transaction":"t"}').ok, "it goes on"
-    finally:
-        node.close()
-
-
-@needs_mosquitto
-def test_handler_that_fails_gives_an_answer(broker: Broker, node: Node) -> None:
-    def fail(_verb: str, payload: bytes) -> Response:
-        raise EdgeError("no space") if b"expected" in payload else KeyError("x")
-
-    node.handler = fail
-    with reader_of(broker, node) as reader:
-        node.start()
-        assert ask(reader, node, "status", b'{"transaction":"expected"}').text == "no space"
-        response = ask(reader, node, "status", b'{"transaction":"other"}', 2)
-        assert not response.ok and response.text.startswith("status failed inside (KeyError: 'x')")
 
 
 @needs_mosquitto
@@ -371,8 +310,9 @@ class TroubledOutbox:
 
 @needs_mosquitto
 def test_outbox_that_cannot_remove_neither_stops_delivery_nor_is_sent_again(
-    broker: Broker, caplog: pytest.LogCaptureFixture
+    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edge.publish.RETRY_OUTBOX_S", 0.1)
     outbox = TroubledOutbox(200)
     topics = Topics("edge", "plant", "line", "troubled")
     publisher = Publisher(Mqtt(port=broker.port), topics, outbox, "b", SystemClock(), _no_request, (), QUICK)
@@ -394,27 +334,9 @@ def _no_request(_verb: str, _payload: bytes) -> Response:
 # What it says when there is no connection.
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ConnectionRefusedError(111, "refused"), "aoi:1883 refuses the connection; check that the broker runs"),
-        (socket.gaierror(-2, "Name or service not known"), "the name 'aoi' of the MQTT broker is unknown; check"),
-        (UnicodeError("label too long"), "the name 'aoi' of the MQTT broker is unknown"),
-        (TimeoutError("timed out"), "did not answer within 5 s; check the cable"),
-        (OSError(113, "No route to host"), "cannot be reached: No route to host; check the network"),
-        (ConnectionResetError(104, "reset"), "closed the connection without a word; check that this port speaks MQTT"),
-        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong"), "no TLS session"),
-        (ValueError("odd"), "cannot be reached: odd"),
-    ],
-)
-def test_no_connection_is_explained(error: Exception, words: str) -> None:
-    text = explain(error, Mqtt(host="aoi"), 5.0)
-    assert words in text and "\n" not in text
-
-
-def _status(settings: Mqtt, tmp_path: Path, words: str) -> str:
+def _status(settings: Mqtt, tmp_path: Path, words: str, timing: Timing = QUICK) -> str:
     """Start a node with these settings, and wait for words in its status."""
-    node = Node(tmp_path, "n", settings)
+    node = Node(tmp_path, "n", settings, timing)
     try:
         node.publisher.start()
         wait_until(lambda: words in node.publisher.status().detail, 8, f"{words!r} in the status")
@@ -429,7 +351,7 @@ def _status(settings: Mqtt, tmp_path: Path, words: str) -> str:
 def test_nobody_listens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     node = Node(tmp_path, "n", Mqtt(port=free_port()))
     node.publisher.start()
-    time.sleep(1.0)  # several attempts
+    time.sleep(0.5)  # several attempts
     node.close()
     assert caplog.text.count("refuses the connection") == 1, "said once, not at each attempt"
 
@@ -438,11 +360,19 @@ def test_unknown_host(tmp_path: Path) -> None:
     _status(Mqtt(host="no-such-broker.invalid"), tmp_path, "the name 'no-such-broker.invalid' of the MQTT broker")
 
 
+def test_name_service_that_says_nothing_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: release.wait(10))
+    _status(Mqtt(host="aoi"), tmp_path, "no address of the MQTT broker 'aoi' was found within 0.4 s", IMPATIENT)
+    release.set()
+
+
 def test_peer_that_says_nothing_does_not_hang(tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        words = _status(Mqtt(port=silent.getsockname()[1]), tmp_path, "accepted the connection but did not answer")
+        settings = Mqtt(port=silent.getsockname()[1])
+        words = _status(settings, tmp_path, "accepted the connection but did not answer", IMPATIENT)
         assert "is it an MQTT broker?" in words
 
 
@@ -450,47 +380,10 @@ def test_tls_peer_that_says_nothing_does_not_hang(tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        _status(Mqtt(port=silent.getsockname()[1], tls=True), tmp_path, "did not answer within 2 s")
+        settings = Mqtt(port=silent.getsockname()[1], tls=True)
+        _status(settings, tmp_path, "did not answer within 0.4 s", IMPATIENT)
 
 
 @needs_mosquitto
 def test_tls_to_a_plain_port(broker: Broker, tmp_path: Path) -> None:
     _status(Mqtt(port=broker.port, tls=True), tmp_path, "MQTT broker 127.0.0.1")
-
-
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\xff"])
-def test_password_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
-    file = tmp_path / "password"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(PublishError, match=r"mqtt\.password_file .*password cannot be read: .*; check the path"):
-        read_password(Mqtt(username="u", password_file=str(file)))
-
-
-@pytest.mark.parametrize(("content", "password"), [(b"secret\n", "secret"), (b" s p \r\n", " s p "), (b"x", "x")])
-def test_password_file_ends_at_its_line_end(tmp_path: Path, content: bytes, password: str) -> None:
-    (tmp_path / "password").write_bytes(content)
-    assert read_password(Mqtt(username="u", password_file=str(tmp_path / "password"))) == password
-
-
-@pytest.mark.parametrize(
-    ("field", "content", "words"),
-    [
-        ("ca_file", None, "mqtt.ca_file .* cannot be read: No such file"),
-        ("ca_file", "not a certificate", "mqtt.ca_file .* cannot be used"),
-        ("cert_file", None, "mqtt.cert_file .* cannot be read: No such file"),
-        ("cert_file", "not a certificate", "mqtt.cert_file .* cannot be used"),
-    ],
-)
-def test_tls_file_that_cannot_be_used_is_named(tmp_path: Path, field: str, content: str | None, words: str) -> None:
-    file = tmp_path / "file.pem"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(PublishError, match=words):
-        tls_context(Mqtt(tls=True, **{field: str(file)}))
-
-
-def test_missing_key_file_is_named_and_not_the_certificate(tmp_path: Path) -> None:
-    (tmp_path / "cert.pem").write_text("")
-    with pytest.raises(PublishError, match=r"mqtt\.key_file .* cannot be read: No such file"):
-        tls_context(Mqtt(tls=True, cert_file=str(tmp_path / "cert.pem"), key_file=str(tmp_path / "key.pem")))

@@ -5,21 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge import config
+from edge.broker import brief, make_client
 from edge.errors import PublishError
 from edge.view.state import Heard, LineView
 
@@ -129,7 +127,7 @@ class Subscriber:
     def _not_connected(self, _client: mqtt.Client, _user: Any) -> None:
         error = sys.exc_info()[1]  # paho calls this while it handles the error that it does not hand over
         with self.lock:
-            self._set_link(False, _cause(error))
+            self._set_link(False, brief(error))
 
     def _disconnected(self, _client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, _props: Any) -> None:
         with self.lock:
@@ -154,16 +152,6 @@ class Subscriber:
             log.exception("a message could not be taken in")
 
 
-def _cause(error: BaseException | None) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the broker's certificate is not trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}"
-    if isinstance(error, OSError):
-        return (error.strerror or str(error) or "cannot be reached").lower()
-    return "cannot be reached"
-
-
 def _client(settings: config.Mqtt) -> mqtt.Client:
     """A client of its own name, so that it never takes over a node's session."""
     try:
@@ -171,33 +159,6 @@ def _client(settings: config.Mqtt) -> mqtt.Client:
     except UnicodeError as error:  # paho's thread would die of it without a word
         raise PublishError(f"{settings.host!r} is not the name of a host; correct mqtt.host") from error
     client_id = f"edge-view-{os.getpid()}-{secrets.token_hex(3)}"
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+    client = make_client(settings, client_id, reconnect=True)
     client.reconnect_delay_set(*RETRY_S)
-    if settings.username is not None:
-        client.username_pw_set(settings.username, _password(settings))
-    if settings.tls:
-        _set_tls(client, settings)
     return client
-
-
-def _password(settings: config.Mqtt) -> str | None:
-    if settings.password_file is None:
-        return settings.password
-    try:
-        return Path(settings.password_file).read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise PublishError(
-            f"the password file {settings.password_file} cannot be read: {reason}; correct mqtt.password_file"
-        ) from error
-
-
-def _set_tls(client: mqtt.Client, settings: config.Mqtt) -> None:
-    try:
-        client.tls_set(settings.ca_file, settings.cert_file, settings.key_file)
-    except (OSError, ValueError) as error:
-        files = ", ".join(f for f in (settings.ca_file, settings.cert_file, settings.key_file) if f)
-        raise PublishError(
-            f"TLS cannot be set up with {files or 'the certificates of this system'}: {error}; "
-            "correct mqtt.ca_file, mqtt.cert_file and mqtt.key_file"
-        ) from error

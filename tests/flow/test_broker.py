@@ -33,22 +33,22 @@ pytestmark = needs_mosquitto
 
 def test_backlog_is_delivered_in_order_and_once(tmp_path: Path) -> None:
     with Broker(tmp_path / "broker") as broker, Line(tmp_path, broker.port) as line:
-        for _ in range(500):
+        for _ in range(200):
             line.part()
         line.read(clean=True)
         line.publisher.start()
-        line.wait_delivered(500, 20)
-        assert line.seqs() == list(range(1, 501))
+        line.wait_delivered(200, 20)
+        assert line.seqs() == list(range(1, 201))
         wait_until(lambda: line.outbox.counts().depth == 0, 5, "an empty outbox")
         counts = line.outbox.counts()
-        assert (counts.depth, counts.added, counts.delivered) == (0, 500, 500)
+        assert (counts.depth, counts.added, counts.delivered) == (0, 200, 200)
 
 
 @pytest.mark.parametrize("number", ["kill", "stop"])
-def test_broker_killed_three_times_under_load_loses_nothing(tmp_path: Path, number: str) -> None:
-    figures = kill_under_load(tmp_path, number, kills=3, up_s=0.4, down_s=0.2, gap_s=0.01)
+def test_broker_killed_under_load_loses_nothing(tmp_path: Path, number: str) -> None:
+    figures = kill_under_load(tmp_path, number, kills=1, up_s=0.4, down_s=0.2, gap_s=0.01)
     assert figures.missing == [] and figures.other_ids == 0
-    assert figures.connects == 4 and figures.left == 0
+    assert figures.connects == 2 and figures.left == 0
 
 
 @pytest.mark.slow

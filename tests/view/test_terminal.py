@@ -164,8 +164,8 @@ def test_a_password_from_a_file(guarded: Broker, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"username": "a", "password_file": "/nowhere"}, "password file /nowhere cannot be read: No such file"),
-        ({"tls": True, "ca_file": "/nowhere.pem"}, "TLS cannot be set up with /nowhere.pem"),
+        ({"username": "a", "password_file": "/nowhere"}, r"mqtt\.password_file /nowhere cannot be read: No such file"),
+        ({"tls": True, "ca_file": "/nowhere.pem"}, r"mqtt\.ca_file /nowhere\.pem cannot be read: No such file"),
         ({"host": "a" * 70}, "is not the name of a host"),
     ],
 )
