@@ -126,7 +126,7 @@ def _replay(options: argparse.Namespace) -> int:
         raise UsageError(f"the output file {options.jsonl} cannot be written: {error.strerror}") from error
     summary = replay.Summary()
     try:
-        for line, summary in replay.replay(options.folder, product, sink, options.annotate):
+        for line in replay.replay(options.folder, product, summary, sink, options.annotate):
             _print_line(line, people)
     finally:
         if sink is not None and not to_stdout:

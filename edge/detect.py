@@ -61,7 +61,7 @@ def decode(
 
 
 def _decode_level(logits: Float, raw: Float, stride: int, threshold: float) -> tuple[Float, Float, NDArray[np.int64]]:
-    classes, height, width = logits.shape
+    _, height, width = logits.shape
     flat = np.flatnonzero(logits.reshape(-1) >= threshold)  # (N,) over C*H*W
     class_id, cell = np.divmod(flat, height * width)
     y, x = np.divmod(cell, width)

@@ -54,19 +54,24 @@ class Summary:
 
 
 def replay(
-    folder: Path, product: Product, jsonl: TextIO | None, annotated: Path | None
-) -> Iterator[tuple[Line, Summary]]:
+    folder: Path, product: Product, summary: Summary, jsonl: TextIO | None, annotated: Path | None
+) -> Iterator[Line]:
     """Judge every image of a folder and its subfolders, in the order of their names.
 
+    Args:
+        folder: images, or one image, or a glob.
+        summary: counts each image as it is yielded.
+        jsonl: takes one JSON line an image.
+        annotated: a folder that takes each judged image with its boxes.
+
     Yields:
-        The line of each image and the summary so far.
+        The line of each image.
 
     Raises:
         CaptureError: the folder does not exist or holds no image.
         UsageError: the folder for annotated images cannot be written.
     """
     pipeline = Pipeline(product.detector, product.recipe, product.classes, time.monotonic_ns)
-    summary = Summary()
     for number, path in enumerate(find_images(folder), 1):
         name = str(path.relative_to(folder)) if folder in path.parents else path.name
         line, inspection = _judge(path, name, number, pipeline, product)
@@ -75,7 +80,7 @@ def replay(
             jsonl.write(msgspec.json.encode(line).decode() + "\n")
         if annotated is not None and inspection is not None:
             _write_annotated(annotated / f"{Path(name).with_suffix('')}.jpg", inspection, product)
-        yield line, summary
+        yield line
 
 
 def _judge(path: Path, name: str, number: int, pipeline: Pipeline, product: Product) -> tuple[Line, Inspection | None]:

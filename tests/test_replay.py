@@ -9,7 +9,7 @@ import pytest
 
 from edge.config import Runtime
 from edge.errors import CaptureError, UsageError
-from edge.replay import replay, table
+from edge.replay import Summary, replay, table
 from edge.serving import EVERYTHING, open_product
 from tests.boards import drawn_boards
 from tests.flow.rig import PCB
@@ -36,8 +36,8 @@ def folder(tmp_path):
 
 
 def run(folder, product, annotated=None):
-    sink = io.StringIO()
-    *_, (_, summary) = replay(folder, product, sink, annotated)
+    sink, summary = io.StringIO(), Summary()
+    list(replay(folder, product, summary, sink, annotated))
     return [json.loads(line) for line in sink.getvalue().splitlines()], summary
 
 
