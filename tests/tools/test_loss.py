@@ -1,0 +1,96 @@
+"""Assigner, GIoU and the whole loss, on cases small enough to know the answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from tools.loss import LossConfig, assign, cell_centres, detection_loss, giou
+
+STRIDE = 8
+CONFIG = LossConfig(topk=3)
+
+
+def perfect(gt: np.ndarray, kind: int, size: int = 8, confident: float = 6.0) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Outputs of a network that is right at every cell: one box, one class inside it."""
+    centres = cell_centres(size, size, STRIDE)
+    sides = np.concatenate([centres - gt[:2], gt[2:] - centres], axis=1) / STRIDE
+    raw = np.log(np.expm1(np.maximum(sides, 1e-3))).astype(np.float32)
+    logits = np.full((1, 6, size * size), -confident, np.float32)
+    logits[0, kind, sides.min(axis=1) > 0] = confident
+    return paddle.to_tensor(logits.reshape(1, 6, size, size)), paddle.to_tensor(raw.T.reshape(1, 4, size, size))
+
+
+def test_centres_go_row_by_row() -> None:
+    assert cell_centres(2, 2, 8).tolist() == [[4, 4], [12, 4], [4, 12], [12, 12]]
+
+
+def test_assign_takes_topk_aligned_cells_inside() -> None:
+    centres = cell_centres(4, 4, STRIDE)
+    gt = np.array([[0, 0, 24, 24]], np.float32)  # holds 3x3 centres
+    boxes = np.repeat(gt, 16, axis=0)
+    score = np.full((16, 2), 0.1, np.float32)
+    score[[0, 5, 10], 1] = [0.9, 0.8, 0.7]
+    score[15, 1] = 1.0  # outside the box: never chosen
+    targets = assign(score, boxes, centres, gt, np.array([1]), CONFIG)
+    assert sorted(targets.cell.tolist()) == [0, 5, 10]
+    assert targets.quality[targets.cell == 0] == pytest.approx(1.0)  # best cell: its IoU, here 1
+    assert targets.quality[targets.cell == 10] == pytest.approx(0.7 / 0.9)
+
+
+def test_assign_gives_a_box_between_centres_the_nearest_cell() -> None:
+    gt = np.array([[13, 13, 18, 18]], np.float32)
+    boxes = np.tile(gt, (16, 1))
+    targets = assign(np.full((16, 1), 0.5, np.float32), boxes, cell_centres(4, 4, STRIDE), gt, np.array([0]), CONFIG)
+    assert targets.cell.tolist() == [5]
+
+
+def test_assign_gives_each_cell_to_the_truth_it_overlaps_more() -> None:
+    gt = np.array([[0, 0, 32, 32], [0, 0, 16, 16]], np.float32)
+    boxes = np.repeat(gt[1:], 16, axis=0)  # every prediction fits the small one
+    score = np.full((16, 1), 0.5, np.float32)
+    targets = assign(score, boxes, cell_centres(4, 4, STRIDE), gt, np.array([0, 0]), LossConfig(topk=16))
+    small = np.isin(targets.cell, [0, 1, 4, 5])
+    assert (targets.xyxy[small] == gt[1]).all() and (targets.xyxy[~small] == gt[0]).all()
+    assert len(set(targets.cell.tolist())) == len(targets.cell)
+
+
+def test_assign_without_truth_is_empty() -> None:
+    empty = np.empty((0, 4), np.float32)
+    centres = cell_centres(4, 4, STRIDE)
+    nothing = np.empty(0, np.int64)
+    targets = assign(np.ones((16, 1), np.float32), np.ones((16, 4), np.float32), centres, empty, nothing, CONFIG)
+    assert len(targets.cell) == 0 and targets.xyxy.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [
+        ([0, 0, 2, 2], [0, 0, 2, 2], 1.0),
+        ([0, 0, 2, 2], [1, 0, 3, 2], 1 / 3),  # hull 6 = union 6
+        ([0, 0, 1, 1], [1, 1, 2, 2], -0.5),  # touching: union 2 of hull 4
+        ([0, 0, 1, 1], [3, 0, 4, 1], -0.5),  # apart: union 2 of hull 4
+    ],
+)
+def test_giou(a: list[float], b: list[float], value: float) -> None:
+    got = giou(paddle.to_tensor([a], "float32"), paddle.to_tensor([b], "float32"))
+    assert float(got) == pytest.approx(value, abs=1e-4)
+
+
+def test_right_answers_cost_little_and_wrong_ones_more() -> None:
+    gt = np.array([16, 16, 40, 40], np.float32)  # 9 cells: all are wanted
+    truth = [(gt[None], np.array([2]))]
+    right, parts = detection_loss(*perfect(gt, 2), truth, STRIDE, LossConfig())
+    wrong_class, _ = detection_loss(*perfect(gt, 3), truth, STRIDE, LossConfig())
+    wrong_box, _ = detection_loss(*perfect(gt + 24, 2), truth, STRIDE, LossConfig())
+    assert parts["box"] < 1e-3 and float(right) < 0.05
+    assert float(wrong_class) > 10 * float(right) and float(wrong_box) > 10 * float(right)
+
+
+def test_image_without_defects_still_teaches() -> None:
+    cls, reg = perfect(np.array([16, 16, 48, 48], np.float32), 2)
+    cls.stop_gradient = False
+    loss, parts = detection_loss(cls, reg, [(np.empty((0, 4), np.float32), np.empty(0, np.int64))], STRIDE, CONFIG)
+    loss.backward()
+    assert parts["positives"] == 0 and float(paddle.abs(cls.grad).max()) > 0

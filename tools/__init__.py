@@ -1,0 +1,1 @@
+"""Offline toolchain: trains, quantizes, measures and bundles the detectors that `edge` runs."""

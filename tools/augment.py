@@ -1,0 +1,161 @@
+"""Training crops: template erasing, one of the eight flips and rotations, scale jitter, light image noise.
+
+A DeepPCB pair is aligned to the pixel, so a defect can be taken out of the inspected image by copying the
+template over it. That gives free variety (the same board with other subsets of its defects) and true negatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from edge.boxes import Float
+from edge.preprocess import PAD_VALUE, Image
+
+ERASE_MARGIN_PX = 6  # the copied patch is larger than the label, which often sits tight on the defect
+
+
+@dataclass(frozen=True)
+class Board:
+    """One sample in memory: images (H, W) uint8, boxes (N, 4) in pixels, class ids (N,)."""
+
+    test: Image
+    template: Image
+    xyxy: Float
+    class_id: np.ndarray
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How strongly crops vary; probabilities in [0, 1]."""
+
+    erase: float = 0.15  # a box becomes template
+    negative: float = 0.06  # the whole image becomes template
+    scale_low: float = 0.65
+    scale_high: float = 1.9
+    visible: float = 0.7  # a box cut by the crop keeps its label if this share of it remains
+    blur: float = 0.2
+    noise: float = 0.3
+    aimed: float = 0.8  # the crop is placed so that it holds some box, where the board has one
+    contrast: float = 0.4
+
+
+def touches(box: Float, others: Float) -> bool:
+    """Whether `box` (4,) overlaps any of `others` (N, 4) by more than nothing."""
+    low = np.maximum(box[:2], others[:, :2])
+    high = np.minimum(box[2:], others[:, 2:])
+    return bool(np.any(np.all(high > low, axis=1)))
+
+
+def erase(board: Board, chosen: np.ndarray) -> Board:
+    """The board with the `chosen` boxes (N,) bool replaced by template and their labels dropped.
+
+    A box whose enlarged patch would cut into another label stays as it is.
+    """
+    image = board.test.copy()
+    height, width = image.shape
+    keep = np.ones(len(board.xyxy), bool)
+    for i in np.flatnonzero(chosen):
+        patch = board.xyxy[i] + np.array([-1, -1, 1, 1], np.float32) * ERASE_MARGIN_PX
+        if touches(patch, board.xyxy[np.arange(len(keep)) != i]):
+            continue
+        x1, y1 = (max(0, int(v)) for v in patch[:2])
+        x2, y2 = min(width, int(patch[2])), min(height, int(patch[3]))
+        image[y1:y2, x1:x2] = board.template[y1:y2, x1:x2]
+        keep[i] = False
+    return Board(image, board.template, board.xyxy[keep], board.class_id[keep])
+
+
+def dihedral(image: Image, xyxy: Float, kind: int) -> tuple[Image, Float]:
+    """One of the eight symmetries of the square, `kind` 0..7: bit 0 mirrors, the rest turns by 90 degrees.
+
+    >>> dihedral(np.zeros((4, 4), np.uint8), np.array([[0, 1, 2, 4]], np.float32), 1)[1].tolist()
+    [[2.0, 1.0, 4.0, 4.0]]
+    """
+    height, width = image.shape
+    x1, y1, x2, y2 = xyxy.T
+    if kind & 1:
+        image, x1, x2 = image[:, ::-1], width - x2, width - x1
+    for _ in range(kind >> 1):  # counter-clockwise: (x, y) -> (y, width - x)
+        image, (x1, y1, x2, y2) = np.rot90(image), (y1, width - x2, y2, width - x1)
+        height, width = width, height
+    return np.ascontiguousarray(image), np.stack([x1, y1, x2, y2], axis=1).astype(np.float32)
+
+
+def visible_share(xyxy: Float, window: Float) -> Float:
+    """How much of each box's area (N,) lies in the window (4,)."""
+    low = np.maximum(xyxy[:, :2], window[:2])
+    high = np.minimum(xyxy[:, 2:], window[2:])
+    inside = np.prod(np.maximum(high - low, 0), axis=1)
+    return np.asarray(inside / np.maximum(np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1), 1e-6), np.float32)
+
+
+def cut(image: Image, window: tuple[int, int, int], size: int) -> Image:
+    """The square `window` (x, y, side; may reach outside, which is grey) resized to `size` pixels."""
+    x, y, side = window
+    height, width = image.shape
+    x1, y1, x2, y2 = max(0, x), max(0, y), min(width, x + side), min(height, y + side)
+    patch = image[y1:y2, x1:x2]
+    if (x2 - x1, y2 - y1) != (side, side):
+        canvas = np.full((side, side), PAD_VALUE, np.uint8)
+        canvas[y1 - y : y2 - y, x1 - x : x2 - x] = patch
+        patch = canvas
+    if side == size:
+        return np.asarray(patch)
+    how = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(patch, (size, size), interpolation=how), np.uint8)
+
+
+def photometric(image: Image, rng: np.random.Generator, config: AugmentConfig) -> Image:
+    """Light blur, contrast, brightness and noise: what a real camera adds to an almost binary image."""
+    if rng.random() < config.blur:
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.3))), np.uint8)
+    changed = rng.random() < config.contrast
+    noisy = rng.random() < config.noise
+    if not (changed or noisy):
+        return image
+    values = image.astype(np.float32)
+    if changed:
+        values = values * rng.uniform(0.65, 1.0) + rng.uniform(0, 50)
+    if noisy:
+        grain = np.empty(image.shape, np.float32)
+        cv2.setRNGSeed(int(rng.integers(1 << 30)))
+        cv2.randn(grain, 0.0, float(rng.uniform(2, 10)))
+        values += grain
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _window(board: Board, size: int, rng: np.random.Generator, config: AugmentConfig) -> tuple[int, int, int]:
+    height, width = board.test.shape
+    side = round(size / np.exp(rng.uniform(np.log(config.scale_low), np.log(config.scale_high))))
+    low, high = np.minimum(0, [width - side, height - side]), np.maximum(0, [width - side, height - side])
+    if len(board.xyxy) and rng.random() < config.aimed:
+        box = board.xyxy[rng.integers(len(board.xyxy))]
+        low = np.clip(np.ceil(box[2:] - side), low, high)
+        high = np.clip(np.floor(box[:2]), low, high)
+    x, y = rng.integers(low.astype(int), high.astype(int) + 1)
+    return int(x), int(y), side
+
+
+def training_crop(
+    board: Board, size: int, rng: np.random.Generator, config: AugmentConfig
+) -> tuple[Image, Float, np.ndarray]:
+    """One random training example of a board: image (size, size), boxes (N, 4), class ids (N,).
+
+    A box that the crop cuts below the `visible` share is erased by template where that is possible, so that the
+    remainder of a defect is not taught as background. `photometric` comes later, after synthetic marks.
+    """
+    if rng.random() < config.negative:
+        board = Board(board.template, board.template, np.empty((0, 4), np.float32), np.empty(0, np.int64))
+    x, y, side = _window(board, size, rng, config)
+    share = visible_share(board.xyxy, np.array([x, y, x + side, y + side], np.float32))
+    cut_off = (share > 0) & (share < config.visible)
+    board = erase(board, cut_off | (rng.random(len(board.xyxy)) < config.erase))
+    share = visible_share(board.xyxy, np.array([x, y, x + side, y + side], np.float32))
+    kept = share >= config.visible
+    boxes = (board.xyxy[kept] - np.array([x, y, x, y], np.float32)) * np.float32(size / side)
+    image = cut(board.test, (x, y, side), size)
+    image, boxes = dihedral(image, np.clip(boxes, 0, size), int(rng.integers(8)))
+    return image, boxes, board.class_id[kept]

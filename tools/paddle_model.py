@@ -1,0 +1,130 @@
+"""Paddle inference models on disk: write, load, run, and hand over to Paddle Lite's compiler.
+
+A model is a folder with `model.pdmodel` (program) and `model.pdiparams` (weights).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from edge.boxes import Float
+from tools.errors import ToolError
+
+PROGRAM, WEIGHTS = "model.pdmodel", "model.pdiparams"
+COMPILE_TIMEOUT_S = 300.0
+
+
+@contextlib.contextmanager
+def static_mode() -> Iterator[None]:
+    """Paddle's static-graph mode for a while; dynamic mode afterwards if it was on before."""
+    was_dynamic = paddle.in_dynamic_mode()
+    paddle.enable_static()
+    try:
+        yield
+    finally:
+        if was_dynamic:
+            paddle.disable_static()
+
+
+def save_layer(network: nn.Layer, folder: Path, size: int) -> None:
+    """Trace the network at a fixed input (1, 1, size, size) and save it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network.eval()
+    spec = [paddle.static.InputSpec([1, 1, size, size], "float32", "image")]
+    paddle.jit.save(network, str(folder / "model"), input_spec=spec)
+
+
+@dataclass
+class StaticModel:
+    """A loaded program with its executor and its own weights' scope."""
+
+    program: Any
+    feeds: list[str]
+    fetches: list[Any]
+    executor: Any
+    scope: Any
+
+    @classmethod
+    def load(cls, folder: Path) -> StaticModel:
+        """Read a model folder.
+
+        Raises:
+            ToolError: the folder does not hold a Paddle model.
+        """
+        for name in (PROGRAM, WEIGHTS):
+            if not (folder / name).is_file():
+                raise ToolError(f"{folder / name}: missing, so {folder} is not a Paddle model folder")
+        scope = paddle.static.Scope()
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        with static_mode(), paddle.static.scope_guard(scope):
+            program, feeds, fetches = paddle.static.load_inference_model(str(folder / "model"), executor)
+        return cls(program, feeds, fetches, executor, scope)
+
+    def save(self, folder: Path) -> None:
+        """Write program and weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        inputs = [self.program.global_block().var(name) for name in self.feeds]
+        with static_mode(), paddle.static.scope_guard(self.scope):
+            paddle.static.save_inference_model(
+                str(folder / "model"), inputs, self.fetches, self.executor, program=self.program, clip_extra=False
+            )
+
+    def run(self, tensor: Float) -> list[Float]:
+        """Outputs of one input (1, 1, H, W); makes this an `edge.detect.Predictor`."""
+        with static_mode(), paddle.static.scope_guard(self.scope):
+            outputs = self.executor.run(self.program, {self.feeds[0]: tensor}, self.fetches)
+        return [np.asarray(out, np.float32) for out in outputs]
+
+    def operators(self, kind: str) -> list[Any]:
+        """All operators of a type, in program order."""
+        return [op for op in self.program.global_block().ops if op.type == kind]
+
+    def weight(self, name: str) -> np.ndarray:
+        """A copy of a persistent tensor."""
+        return np.array(self.scope.find_var(name).get_tensor())
+
+    def set_weight(self, name: str, value: np.ndarray) -> None:
+        """Overwrite a persistent tensor; its type and shape stay."""
+        self.scope.find_var(name).get_tensor().set(value, paddle.CPUPlace())
+
+
+def compile_nb(folder: Path, target: Path, places: str) -> None:
+    """Compile a Paddle model to an `.nb` for `places` ("x86" or "arm"), in a child process.
+
+    Raises:
+        ToolError: the compiler died or wrote nothing; holds the end of what it said.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stem = target.with_suffix("")  # the compiler adds .nb
+    command = [sys.executable, "-m", "tools.paddle_model", str(folder), str(stem), places]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+    if child.returncode != 0 or not target.is_file():
+        said = "\n".join((child.stdout + child.stderr).strip().splitlines()[-5:])
+        raise ToolError(f"Paddle Lite's compiler failed on {folder} for {places} ({child.returncode}): {said}")
+
+
+def _compile(folder: str, stem: str, places: str) -> None:
+    from paddlelite.lite import Opt
+
+    opt = Opt()
+    opt.set_model_file(os.path.join(folder, PROGRAM))
+    opt.set_param_file(os.path.join(folder, WEIGHTS))
+    opt.set_model_type("naive_buffer")
+    opt.set_valid_places(places)
+    opt.set_optimize_out(stem)
+    opt.run()
+
+
+if __name__ == "__main__":
+    _compile(*sys.argv[1:])
