@@ -27,7 +27,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["edge", "edge.*"]),
     package_data={"edge": ["py.typed", "*.toml"], "edge.view": ["*.html", "*.css", "*.js"]},
-    entry_points={"console_scripts": ["edge = edge.cli:main"]},
+    entry_points={"console_scripts": ["edge = edge.cli:entry"]},
     install_requires=[
         "numpy>=1.23,<2",  # Paddle's wheels are built for 1.x
         "opencv-python-headless>=4.8,<4.12",  # the cv2 of opencv-python without libGL; from 4.12 on it wants numpy 2

@@ -29,18 +29,20 @@ def annotate(inspection: Inspection, classes: Sequence[str], shown_from: float, 
     Args:
         classes: class names by class id.
         shown_from: boxes less sure than this are not drawn, 0 to 1.
-        max_width: shrink to at most this many pixels; None keeps the size. The banner adds 24 rows.
+        max_width: shrink to at most this many pixels, and a very tall image to four times as many rows; None keeps
+            the size. The banner adds 24 rows.
     """
     picture = to_channels(inspection.frame.image, 3)
-    width = picture.shape[1]
-    scale = min(1.0, max_width / width) if max_width else 1.0
+    height, width = picture.shape[:2]
+    scale = min(1.0, max_width / width, 4 * max_width / height) if max_width else 1.0
     if scale < 1:
-        picture = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
     banner = BANNER[inspection.verdict.kind]
     bordered = cv2.copyMakeBorder(picture, BANNER_PX, 0, 0, 0, cv2.BORDER_CONSTANT, value=banner)
     canvas = np.asarray(bordered, np.uint8)
     _draw_boxes(canvas[BANNER_PX:], inspection.detections.above(shown_from), classes, scale)
-    cv2.putText(canvas, _headline(inspection), (4, 17), FONT, 0.5, WHITE, 1, cv2.LINE_AA)
+    cv2.putText(canvas, _ascii(_headline(inspection)), (4, 17), FONT, 0.5, WHITE, 1, cv2.LINE_AA)
     return canvas
 
 
@@ -52,12 +54,17 @@ def _headline(inspection: Inspection) -> str:
     return f"{kind}{why}  {inspection.frame.camera} #{inspection.frame.number} {inspection.frame.name}"
 
 
+def _ascii(text: str) -> str:
+    """What OpenCV's fonts have; anything else is `?`, and half a surrogate pair would crash the process."""
+    return text.encode("ascii", "replace").decode()
+
+
 def _draw_boxes(picture: Image, shown: Detections, classes: Sequence[str], scale: float) -> None:
     for xyxy, confidence, class_id in zip(shown.xyxy, shown.confidence, shown.class_id, strict=True):
         colour = COLOURS[int(class_id) % len(COLOURS)]
         left, top, right, bottom = (round(float(v) * scale) for v in xyxy)
         cv2.rectangle(picture, (left, top), (right, bottom), colour, 2)
-        label = f"{classes[int(class_id)]} {float(confidence):.2f}"
+        label = _ascii(f"{classes[int(class_id)]} {float(confidence):.2f}")
         (text_width, text_height), _ = cv2.getTextSize(label, FONT, 0.45, 1)
         base = top - 3 if top > text_height + 6 else min(picture.shape[0] - 3, bottom + text_height + 3)
         start = max(0, min(left, picture.shape[1] - text_width - 2))

@@ -103,7 +103,7 @@ def _print_path(product: Product, pictures: list[Image], frames: int) -> None:
         serving = Serving(product.classes, product.shown_from, product.digest)
         station = Station(
             pipeline, serving, outbox, NoWire(), Topics("edge", "bench", "bench", "bench"), clock, Publishing(),
-            ledger.empty(), 0,
+            ledger.empty(), 0, lambda: 0,
         )  # fmt: skip
         stages: dict[str, list[float]] = {}
         bare, path = [], []

@@ -5,20 +5,42 @@ Exit codes: 0 done, 1 nothing could be judged, 2 what was asked for cannot be do
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from edge import __version__
-from edge.errors import EdgeError, UsageError
+from edge.errors import DEBUG_VARIABLE, EdgeError, UsageError
 
 if TYPE_CHECKING:  # commands import what they need when they run, so that each starts at once
     from edge.replay import Line
 
 OK, FAILED, USAGE, INTERNAL = 0, 1, 2, 70
-DEBUG_VARIABLE = "EDGE_DEBUG"
+
+
+def entry() -> NoReturn:
+    """The console script: run one command and leave, whatever threads are still stuck in a driver.
+
+    A thread inside a capture library that returns while the interpreter is being torn down aborts the process, and
+    a stop that went well would look like a crash to systemd.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
+    code = main()
+    if threading.active_count() > 1:
+        logging.shutdown()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; keep the interpreter from complaining about it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:  # what the commands themselves read and write: a full disk behind a redirection
+        print(f"edge: {error.filename or 'the output'} cannot be used: {error.strerror or error}", file=sys.stderr)
+        return USAGE
     except Exception as error:  # a fault of ours: still one sentence for the operator
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -157,7 +182,7 @@ def _calibrate_gate(options: argparse.Namespace) -> int:
     from edge import calibrate, settings
 
     x, y, width, height = options.roi
-    if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x and 0 < height <= 1 - y):
+    if not (0 <= x < 1 and 0 <= y < 1 and width > 0 and height > 0 and max(x + width, y + height) <= 1 + 1e-6):
         raise UsageError(f"--roi {x} {y} {width} {height} does not lie within the frame: use shares from 0 to 1")
     if not 0 <= options.refuse < 0.5:
         raise UsageError(f"--refuse {options.refuse} is not a share in [0, 0.5)")
@@ -220,21 +245,17 @@ def _add_watch(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from edge import config
+    from edge import config, settings
     from edge.view import terminal
 
+    if options.seconds is not None and options.seconds <= 0:
+        raise UsageError(f"--seconds {options.seconds} is not a time: use more than 0")
     if options.config:
         mqtt = config.load(options.config).mqtt
     else:
-        mqtt = config.Mqtt(
-            host=options.host,
-            port=options.port,
-            prefix=options.prefix,
-            username=options.username,
-            password_file=options.password_file,
-            tls=options.tls,
-            ca_file=options.ca_file,
-        )
+        names = ("host", "port", "prefix", "username", "password_file", "tls", "ca_file")
+        given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        mqtt = settings.check(given, config.Mqtt, "the command line")
     return terminal.watch(
         mqtt, site=options.site, line=options.line, node=options.node, once=options.once, seconds=options.seconds
     )
@@ -295,4 +316,4 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

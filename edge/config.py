@@ -49,12 +49,19 @@ class Runtime(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     threads: Annotated[int, Meta(ge=1, le=16)] = 1
 
 
+Count = Annotated[int, Meta(ge=0)]
+
+# A driver can repeat its last image for ever after an unplug. A live image differs by its noise; so many identical
+# ones in a row are no coincidence, and few enough to notice within seconds.
+LIVE_FROZEN_FRAMES = 100
+
+
 class CameraBase(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag_field="source"):
     """What every camera has, whatever its frames come from."""
 
     id: Name
     stall_s: Seconds = 3.0  # no new frame for so long: the source is closed and opened again
-    frozen_frames: Annotated[int, Meta(ge=0)] = 0  # so many identical frames in a row: a fault; 0: not checked
+    frozen_frames: Count = 0  # so many identical frames in a row: a fault; 0: not checked
     retry_s: Seconds = 0.5  # pause before a source is opened again; doubles up to 4 times this
 
 
@@ -69,6 +76,7 @@ class FolderCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=
 class OpenCvCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="opencv"):
     """Anything cv2.VideoCapture opens: /dev/v4l/by-id/..., rtsp://..., http://..., a video file."""
 
+    frozen_frames: Count = LIVE_FROZEN_FRAMES
     address: Text
     width: Annotated[int, Meta(ge=1, le=16384)] | None = None
     height: Annotated[int, Meta(ge=1, le=16384)] | None = None
@@ -80,6 +88,7 @@ class OpenCvCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=
 class PipeCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="pipe"):
     """Raw frames on the standard output of a command (gst-launch-1.0, ffmpeg), without a shell."""
 
+    frozen_frames: Count = LIVE_FROZEN_FRAMES
     command: Annotated[list[Text], Meta(min_length=1)]
     width: Annotated[int, Meta(ge=1, le=16384)]
     height: Annotated[int, Meta(ge=1, le=16384)]

@@ -17,11 +17,12 @@ from types import FrameType
 from edge import __version__, ledger, notify
 from edge.bundle import slots
 from edge.capture import make_source
+from edge.capture.camera import CameraState as CaptureState
 from edge.capture.camera import CameraStatus, CameraThread
 from edge.capture.intake import Intake
 from edge.clock import Clock, SystemClock
 from edge.config import Camera, Config, config_hash
-from edge.errors import ConfigError, EdgeError, OutboxError
+from edge.errors import DEBUG_VARIABLE, ConfigError, EdgeError, OutboxError
 from edge.event import CameraState, Info, LedgerCounts, Response, State, Topics
 from edge.outbox import Outbox
 from edge.pipeline import Pipeline
@@ -66,8 +67,7 @@ def run(config: Config, stop: StopFlag, clock: Clock | None = None) -> int:
         daemon.start()
         notify.ready(f"{daemon.product.manifest.product} on {daemon.product.runtime}")
         daemon.loop(stop)
-    if not daemon.station.counts.balanced:
-        raise EdgeError(f"the ledger does not balance: {daemon.station.counts}")
+    daemon.check_books()
     return 0
 
 
@@ -110,13 +110,17 @@ class Daemon:
         self._down.callback(self._publisher.stop, PUBLISHER_STOP_S)
         self._tell_who_we_are()
         self._down.callback(self._settle_rest)
+        self._down.callback(self._stop_cameras)
         for settings in config.camera:
             self._start_camera(settings)
 
     def _restore(self) -> tuple[LedgerCounts, int]:
         """The ledger as the last run left it; what it captured and never settled is lost by name."""
         counts, parts = self._outbox.ledger()
-        counts = counts or ledger.empty()
+        if counts is None:  # a new outbox, also in place of a lost one: counting begins anew
+            counts = ledger.empty()
+            self._tally.set(0)
+            self._outbox.save_ledger(counts, parts)
         unsettled = self._tally.count - counts.triggers
         if unsettled > 0:
             log.warning("the last run ended with %d triggers unsettled: counted as lost (shutdown)", unsettled)
@@ -139,12 +143,13 @@ class Daemon:
             self._config.publish,
             counts,
             parts,
+            lambda: self._tally.count,
         )
         if self._outbox.set_aside:
             station.alarm(
                 "outbox_set_aside",
                 "error",
-                f"the outbox was damaged and has been set aside as {self._outbox.set_aside}",
+                f"the outbox was damaged and has been set aside as {self._outbox.set_aside}; counts begin anew",
                 "Keep the file for recovery; check the disk.",
             )
         return station
@@ -170,9 +175,19 @@ class Daemon:
         camera = CameraThread(settings, make_source(settings), self._intake, self._clock, self._tell_camera)
         self._cameras.append(camera)
         camera.start()
-        self._down.callback(camera.stop, CAMERA_STOP_S)
+
+    def _stop_cameras(self) -> None:
+        """All at once: a driver that hangs costs its time limit once, and no camera captures for nobody meanwhile."""
+        for camera in self._cameras:
+            camera.ask_stop()
+        limit_ns = self._clock.mono_ns() + int(CAMERA_STOP_S * 1e9)
+        for camera in self._cameras:
+            if not camera.stop(max(0.0, (limit_ns - self._clock.mono_ns()) / 1e9)):
+                log.warning("camera %s hangs in its driver and is left behind", camera.status().camera)
 
     def _tell_camera(self, status: CameraStatus) -> None:
+        """Called in the camera's thread on each change."""
+        log.info("camera %s: %s %s", status.camera, status.state.value, status.detail)
         message = CameraState(
             camera=status.camera,
             state=status.state,
@@ -186,17 +201,31 @@ class Daemon:
         """The inspection loop: this thread made the predictor and is the only one to run it."""
         first = True
         while not stop.requested:
+            # Looked at before the wait: what an ending camera delivers last is still taken.
+            ended = all(camera.status().state is CaptureState.ENDED for camera in self._cameras)
             taken = self._intake.take(TICK_S)
             if taken is not None and self.station.settle(taken) is not None and first:
                 first = False
                 log.info("first verdict")
             self._housekeeping()
-            if taken is None and all(camera.status().state == "ended" for camera in self._cameras):
+            if taken is None and ended:
                 log.info("every camera has ended")
                 break
         notify.stopping()
 
+    def _watch_cameras(self) -> None:
+        """A camera that gives no frames is an alarm for as long as it does not."""
+        for camera in self._cameras:
+            status = camera.status()
+            code = f"camera_{status.camera}"
+            if status.state in (CaptureState.STALLED, CaptureState.RECONNECTING):
+                text = f"camera {status.camera} is {status.state.value}: {status.detail}"
+                self.station.alarm(code, "error", text, "Check its cable, power and address.")
+            elif status.state in (CaptureState.STREAMING, CaptureState.ENDED):
+                self.station.over(code)
+
     def _housekeeping(self) -> None:
+        self._watch_cameras()
         now = self._clock.mono_ns()
         if now >= self._health_due_ns:
             self._health_due_ns = now + int(self._config.publish.health_s * 1e9)
@@ -219,6 +248,16 @@ class Daemon:
         self._publisher.live(self._topics.health, self.station.health())
         counts = self.station.counts
         log.info("ledger: %d triggers, verdicts %s, losses %s", counts.triggers, counts.verdicts, counts.losses)
+
+    def check_books(self) -> None:
+        """After the stop: two independent counts of the triggers must agree.
+
+        Raises:
+            EdgeError: they do not; something was counted twice or never.
+        """
+        counts, captured = self.station.counts, self._tally.count
+        if not counts.balanced or counts.triggers != captured:
+            raise EdgeError(f"the ledger does not balance: {captured} triggers captured, settled are {counts}")
 
     def _answer(self, _verb: str, _payload: bytes) -> Response:
         counts, stored = self.station.counts, self._outbox.counts()
@@ -253,5 +292,6 @@ def main(load: Callable[[], Config]) -> int:
     """What `edge run` does: signals first, so that a stop during the start is not lost."""
     stop = StopFlag()
     stop.install()
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    level = logging.DEBUG if os.environ.get(DEBUG_VARIABLE) else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return run(load(), stop)

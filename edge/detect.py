@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.boxes import Float, nms
+from edge.errors import PredictorError
 from edge.preprocess import Image, InputSpec, preprocess
 from edge.records import Detections
 
@@ -38,6 +39,9 @@ def decode(
         strides: input pixels a cell, one a level.
         min_confidence: cells under it are left out, in (0, 1).
 
+    Raises:
+        PredictorError: the outputs are not finite.
+
     Returns:
         xyxy (N, 4) in pixels of the network's input, confidence (N,) in (0, 1), class_id (N,).
 
@@ -62,6 +66,8 @@ def decode(
 
 def _decode_level(logits: Float, raw: Float, stride: int, threshold: float) -> tuple[Float, Float, NDArray[np.int64]]:
     _, height, width = logits.shape
+    if not np.isfinite(logits.max()):  # a comparison with NaN is false: such a map would read as "nothing found"
+        raise PredictorError("the model answered with numbers that are not finite; install the bundle again")
     flat = np.flatnonzero(logits.reshape(-1) >= threshold)  # (N,) over C*H*W
     class_id, cell = np.divmod(flat, height * width)
     y, x = np.divmod(cell, width)

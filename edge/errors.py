@@ -4,6 +4,9 @@ A message names the thing, the value and the remedy, since it is what the operat
 prints it without a traceback. Errors of libraries are wrapped at the adapter that calls them, with `from`.
 """
 
+# Set in the environment, it shows traces of faults: to a developer, never to an operator.
+DEBUG_VARIABLE = "EDGE_DEBUG"
+
 
 class EdgeError(Exception):
     """Base of all errors of this project; its text is meant for the operator."""

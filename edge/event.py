@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -41,7 +41,7 @@ class State(Envelope, kw_only=True, frozen=True):
     """Retained on `state`; the broker publishes `offline` for us when we vanish (the MQTT will)."""
 
     schema: str = "edge.state.v1"
-    state: str  # starting, running, stopping, offline
+    state: str  # running or offline
 
 
 class Info(Envelope, kw_only=True, frozen=True):
@@ -101,6 +101,7 @@ class Health(Envelope, kw_only=True, frozen=True):
     rss_bytes: int
     fps: float
     ledger: LedgerCounts
+    in_flight: int  # captured and not yet settled, by a count of their own; 0 after a clean stop
     balanced: bool
     outbox: OutboxCounts
     stages: dict[str, StageTimes]
@@ -308,8 +309,19 @@ def stamp(
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """The payload as JSON."""
-    return msgspec.json.encode(message)
+    """The payload as JSON. What is not text in it, such as a file name in another encoding, is shown as `?`."""
+    try:
+        return msgspec.json.encode(message)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_printable(msgspec.to_builtins(message)))
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
 def payload_name(payload: type[msgspec.Struct]) -> str:

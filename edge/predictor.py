@@ -132,9 +132,18 @@ def canary(runtime: str, model: Path, shape: tuple[int, int, int, int]) -> None:
     Raises:
         PredictorError: the child died or failed; the message holds its last line.
     """
-    command = [sys.executable, "-m", "edge.predictor", runtime, str(model), *map(str, shape)]
+    command = [sys.executable, "-m", "edge.predictor", runtime, str(model.resolve()), *map(str, shape)]
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=CANARY_TIMEOUT_S, check=False)
+        child = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",  # a runtime may print bytes of a damaged file
+            timeout=CANARY_TIMEOUT_S,
+            check=False,
+            cwd=Path(__file__).resolve().parents[1],  # this very package, wherever we were called from
+            start_new_session=True,  # Ctrl-C is for us, not for the trial
+        )
     except subprocess.TimeoutExpired as error:
         raise PredictorError(f"{model} did not load within {CANARY_TIMEOUT_S:.0f} s in a trial process") from error
     if child.returncode == 0:

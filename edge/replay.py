@@ -15,7 +15,7 @@ import msgspec
 from edge.annotate import annotate
 from edge.capture.folder import find_images, read_image
 from edge.errors import CaptureError, ImageError, UsageError
-from edge.event import Box, Why, boxes
+from edge.event import Box, Why, boxes, encode
 from edge.health import StageWindow
 from edge.pipeline import Pipeline
 from edge.records import Frame, Inspection, Loss
@@ -77,7 +77,7 @@ def replay(
         line, inspection = _judge(path, name, number, pipeline, product)
         _count(summary, line, inspection)
         if jsonl is not None:
-            jsonl.write(msgspec.json.encode(line).decode() + "\n")
+            jsonl.write(encode(line).decode() + "\n")
         if annotated is not None and inspection is not None:
             _write_annotated(annotated / f"{Path(name).with_suffix('')}.jpg", inspection, product)
         yield line

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from edge import recipe as recipes
 from edge.bundle import manifest as manifests
@@ -96,6 +99,7 @@ def open_product(
     model = folder / artifact.file
     _try_once(artifact, model, spec, trial_marks, manifest.files.get(artifact.file, digest))
     predictor = load(artifact.runtime, model, runtime.threads)
+    _check_outputs(predictor, manifest, spec)
     settings = DetectSettings(
         strides=tuple(manifest.strides),
         min_confidence=decisive_confidence(recipe.detect) if min_confidence is None else min_confidence,
@@ -112,11 +116,29 @@ def _try_once(artifact: Artifact, model: Path, spec: InputSpec, marks: Path | No
         return
     canary(artifact.runtime, model, (1, spec.channels, spec.height, spec.width))
     if mark is not None:
-        try:
+        with contextlib.suppress(OSError):  # without the mark the next start tries again, no more
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-        except OSError as error:
-            raise BundleError(f"the state folder {mark.parent} cannot be written: {error.strerror}") from error
+
+
+def _check_outputs(predictor: Predictor, manifest: Manifest, spec: InputSpec) -> None:
+    """Run once on grey, which also warms up, and compare what comes with what the manifest says.
+
+    Raises:
+        BundleError: the model is not the one that the manifest describes.
+    """
+    outputs = predictor.run(np.full((1, spec.channels, spec.height, spec.width), 0.5, np.float32))
+    expected = [
+        (1, channels, spec.height // stride, spec.width // stride)
+        for stride in manifest.strides
+        for channels in (len(manifest.classes), 4)
+    ]
+    shapes = [output.shape for output in outputs]
+    if shapes != expected:
+        raise BundleError(
+            f"the model of {manifest.product} {manifest.version} answers with outputs of shapes {shapes}, and its "
+            f"manifest (classes, strides, input) promises {expected}: make the bundle again"
+        )
 
 
 def machine() -> str:

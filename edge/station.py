@@ -6,7 +6,7 @@ Runs in the inspection thread. The outbox and the MQTT session come in through p
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 # So many frames in a row that the model could not be run on: the process starts over rather than limp on.
 FAULTS_BEFORE_RESTART = 10
+
+# So many readable frames of a camera after an unreadable one, and its alarm is over.
+FRAMES_TO_TRUST = 20
 
 
 class Store(Protocol):
@@ -84,7 +87,9 @@ class Station:
         publishing: Publishing,
         counts: LedgerCounts,
         parts: int,
+        captured: Callable[[], int],
     ) -> None:
+        """`counts` and `parts` go on from the last run; `captured` counts triggers independently of the ledger."""
         self._pipeline = pipeline
         self._serving = serving
         self._store = store
@@ -98,6 +103,8 @@ class Station:
         self._window_began_ns = self._started_ns = clock.mono_ns()
         self._image_due_ns: dict[str, int] = {}
         self._faults_in_a_row = 0
+        self._frames_since_fault: dict[str, int] = {}
+        self._captured = captured
         self.counts = counts
         self.parts = parts
 
@@ -110,17 +117,28 @@ class Station:
         self.lose(Loss.OVERRUN, taken.overruns)
         self.lose(Loss.CAPTURE_FAULT, taken.faults)
         if taken.faults:
-            self.alarm("capture", "warning", taken.fault_text, "Look at the file or the camera that is named.")
+            self._frames_since_fault[taken.fault_camera] = 0
+            text = f"camera {taken.fault_camera}: {taken.fault_text}"
+            self.alarm(f"capture_{taken.fault_camera}", "warning", text, "Look at the file or the camera.")
         if taken.frame is None:
             return None
-        if not taken.faults:
-            self.over("capture")
+        self._note_readable(taken.frame.camera)
         inspection = self._inspect(taken.frame)
         if inspection is None or not self._commit(inspection):
             return None
         self._watch_refusals(inspection)
         self._show(inspection)
         return inspection
+
+    def _note_readable(self, camera: str) -> None:
+        """End a camera's capture alarm after a row of frames: one bad file in a loop is one alarm, not many."""
+        since = self._frames_since_fault.get(camera)
+        if since is None:
+            return
+        self._frames_since_fault[camera] = since + 1
+        if since + 1 >= FRAMES_TO_TRUST:
+            del self._frames_since_fault[camera]
+            self.over(f"capture_{camera}")
 
     def lose(self, loss: Loss, n: int) -> None:
         """Count triggers that ended without a verdict; durable with the next verdict or health."""
@@ -192,8 +210,17 @@ class Station:
         if every_s == 0 or now < self._image_due_ns.get(camera, 0) or not self._wire.connected():
             return
         self._image_due_ns[camera] = now + int(every_s * 1e9)
-        picture = annotate(inspection, self._serving.classes, self._serving.shown_from, self._publishing.image_width)
-        self._wire.live_bytes(self._topics.camera(camera, "image"), to_jpeg(picture, self._publishing.image_quality))
+        try:
+            jpeg = self._draw(inspection)
+        except Exception as error:  # a picture is never worth a line that stands still
+            log.warning("the image of %s cannot be shown: %s: %s", camera, type(error).__name__, error)
+            return
+        self._wire.live_bytes(self._topics.camera(camera, "image"), jpeg)
+
+    def _draw(self, inspection: Inspection) -> bytes:
+        serving, publishing = self._serving, self._publishing
+        picture = annotate(inspection, serving.classes, serving.shown_from, publishing.image_width)
+        return to_jpeg(picture, publishing.image_quality)
 
     def alarm(self, code: str, severity: str, text: str, advice: str) -> None:
         """Raise an alarm: durable where the outbox takes it, and live in any case."""
@@ -217,12 +244,14 @@ class Station:
         """How the station is, over the time since the last call."""
         now = self._clock.mono_ns()
         period_s = max((now - self._window_began_ns) / 1e9, 1e-9)
+        in_flight = self._captured() - self.counts.triggers
         message = Health(
             uptime_s=round((now - self._started_ns) / 1e9, 1),
             rss_bytes=rss_bytes(),
             fps=round(self._window.inspections / period_s, 2),
             ledger=self.counts,
-            balanced=self.counts.balanced,
+            in_flight=in_flight,
+            balanced=self.counts.balanced and in_flight >= 0,
             outbox=self._store.counts(),
             stages=self._window.summary(),
             live_dropped=self._wire.live_dropped(),

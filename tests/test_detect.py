@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edge.detect import Detector, DetectSettings, decode
+from edge.errors import PredictorError
 from edge.preprocess import InputSpec
 
 
@@ -90,3 +91,11 @@ def test_stages_are_told():
     laps = []
     Detector(KnownMap(), InputSpec(64, 64, 1), DetectSettings((8,))).detect(np.zeros((64, 64), np.uint8), laps.append)
     assert laps == ["preprocess", "predict", "decode"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_gone_mad_is_an_error_not_an_empty_result(value):
+    logits, raw = level(2, 3, 3)
+    logits[0, 1, 2, 2] = value
+    with pytest.raises(PredictorError, match="not finite"):
+        decode([logits, raw], [8], 0.5)

@@ -39,6 +39,7 @@ SAMPLES: dict[str, msgspec.Struct] = {
         rss_bytes=123456789,
         fps=9.97,
         ledger=COUNTS,
+        in_flight=0,
         balanced=True,
         outbox=event.OutboxCounts(
             depth=1, bytes=900, added=9, delivered=5, evicted_results=2, evicted_alarms=1, refused=0, first_seq=1

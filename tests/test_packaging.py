@@ -61,7 +61,7 @@ def test_the_wheel_holds_the_device_package_and_nothing_else(wheel: zipfile.ZipF
 
 def test_the_wheel_installs_the_command_and_asks_for_the_runtime_of_the_machine(wheel: zipfile.ZipFile) -> None:
     info = next(name for name in wheel.namelist() if name.endswith("/METADATA")).rpartition("/")[0]
-    assert "edge = edge.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "edge = edge.cli:entry" in wheel.read(f"{info}/entry_points.txt").decode()
     meta = message_from_string(wheel.read(f"{info}/METADATA").decode())
     assert (meta["Requires-Python"], meta["License"] or meta["License-Expression"]) == (">=3.10,<3.13", "Apache-2.0")
     wanted = [Requirement(text) for text in meta.get_all("Requires-Dist", [])]

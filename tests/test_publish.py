@@ -31,6 +31,7 @@ def health() -> Health:
         rss_bytes=1,
         fps=1.0,
         ledger=LedgerCounts(triggers=0, verdicts={}, losses={}),
+        in_flight=0,
         balanced=True,
         outbox=OutboxCounts(depth=0, bytes=0, added=0, delivered=0, evicted_results=0, evicted_alarms=0, refused=0),
         stages={},

@@ -1,5 +1,7 @@
 """Every trigger ends once, durably, whatever fails; alarms begin and end."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from edge.outbox import Outbox
 from edge.pipeline import Pipeline
 from edge.recipe import GateRecipe, Recipe
 from edge.records import Detections, Loss, VerdictKind
-from edge.station import FAULTS_BEFORE_RESTART, Serving, Station
+from edge.station import FAULTS_BEFORE_RESTART, FRAMES_TO_TRUST, Serving, Station
 from tests.fakes import FakeClock, FakeWire, FullStore, ScriptedDetector, decoded, flat, found, frame, textured
 
 TOPICS = Topics("edge", "s", "l", "n")
@@ -25,7 +27,7 @@ class Rig:
     """A station on a real outbox."""
 
     def __init__(self, folder, *answers, connected=True, image_every_s=1.0):
-        self.clock, self.wire = FakeClock(), FakeWire(connected)
+        self.clock, self.wire, self.captured = FakeClock(), FakeWire(connected), 4
         self.outbox = Outbox(folder / "outbox.db", 10_000_000, "boot", self.clock)
         self.store = FullStore(self.outbox)
         self.detector = ScriptedDetector(*answers)
@@ -33,11 +35,18 @@ class Rig:
         self.station = Station(
             Pipeline(self.detector, recipe, ["open"], self.clock.mono_ns),
             Serving(("open",), 0.3, "digest"),
-            self.store, self.wire, TOPICS, self.clock, Publishing(image_every_s=image_every_s), ledger.empty(), 0,
-        )  # fmt: skip
+            self.store,
+            self.wire,
+            TOPICS,
+            self.clock,
+            Publishing(image_every_s=image_every_s),
+            ledger.empty(),
+            0,
+            lambda: self.captured,
+        )
 
     def settle(self, image, number=1, overruns=0, faults=0):
-        taken = Taken(frame(image, number), overruns, faults, "cam1: cut.jpg is truncated" if faults else "")
+        taken = Taken(frame(image, number), overruns, faults, "cam1" if faults else "", "cut.jpg is truncated")
         return self.station.settle(taken)
 
     def stored(self, ending=""):
@@ -174,7 +183,7 @@ def test_the_ledger_holds_over_any_history(tmp_path_factory, steps):
     for what, overruns, faults, full in steps:
         r.store.full = full
         r.detector.answers = [PredictorError("gone") if what == "fails" else Detections.none()]
-        taken = Taken(frame(images[what]) if what in images else None, overruns, faults, "cam1: gone")
+        taken = Taken(frame(images[what]) if what in images else None, overruns, faults, "cam1", "gone")
         expected += overruns + faults + (what in images)
         try:
             r.station.settle(taken)
@@ -188,3 +197,43 @@ def test_the_ledger_holds_over_any_history(tmp_path_factory, steps):
     r.station.save()
     assert r.outbox.ledger() == (r.station.counts, r.station.parts)
     r.outbox.close()
+
+
+def test_what_is_captured_and_not_settled_is_in_flight(rig):
+    r = rig(Detections.none())
+    r.settle(textured())
+    assert (r.station.health().in_flight, r.station.health().balanced) == (3, True)
+    r.captured = 0
+    assert not r.station.health().balanced, "more was settled than captured"
+
+
+def test_one_bad_file_in_a_loop_is_one_alarm(rig):
+    r = rig(Detections.none())
+    for number in range(1, FRAMES_TO_TRUST):
+        r.settle(textured(), number, faults=number % 2)
+    assert len(r.stored("capture_cam1")) == 1 and r.wire.cleared == []
+    for number in range(FRAMES_TO_TRUST):
+        r.settle(textured(), number)
+    assert r.wire.cleared == [TOPICS.alarm("capture_cam1")]
+
+
+@pytest.mark.parametrize("shape", [(1, 5120), (9000, 4), (66000, 640)])
+def test_an_image_of_any_shape_can_be_shown(rig, shape):
+    r = rig(found(0.9))
+    r.settle(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    assert len(r.wire.images) == 1
+
+
+def test_a_picture_that_cannot_be_drawn_is_no_reason_to_stop(rig, monkeypatch, caplog):
+    r = rig(found(0.9))
+    monkeypatch.setattr("edge.station.annotate", lambda *_: 1 / 0)
+    assert r.settle(textured()) is not None
+    assert r.wire.images == [] and "cannot be shown" in caplog.text
+
+
+def test_a_name_that_is_not_text_is_settled_all_the_same(rig):
+    r = rig(Detections.none())
+    name = b"Pr\xfcfling.png".decode("utf-8", "surrogateescape")
+    taken = Taken(replace(frame(textured()), name=name), 0, 0)
+    assert r.station.settle(taken) is not None
+    assert r.stored("/result")[0]["name"] == "Pr?fling.png"

@@ -1,5 +1,6 @@
 """The trigger count outlives a killed process."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 from edge.errors import OutboxError
 from edge.tally import Tally
+from tests.disks import small_disk
 
 COUNTER = """
 import sys, os
@@ -59,3 +61,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutboxError, match="file/triggers"):
         Tally(tmp_path / "file" / "triggers")
+
+
+def test_a_late_count_after_the_close_touches_no_other_file(tmp_path):
+    tally = Tally(tmp_path / "triggers")
+    tally.close()
+    other = (tmp_path / "other").open("w+b")  # takes the number that was freed
+    tally.add()
+    assert (tmp_path / "other").read_bytes() == b""
+    other.close()
+
+
+def test_no_room_is_said_at_the_start(tmp_path):
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        with pytest.raises(OutboxError, match="No space left"):
+            Tally(disk / "triggers")

@@ -96,9 +96,13 @@ class CameraThread:
         """Begin to open the source; returns at once."""
         self._thread.start()
 
+    def ask_stop(self) -> None:
+        """Tell the thread to end and return at once: it delivers no more frames."""
+        self._stop.set()
+
     def stop(self, timeout_s: float) -> bool:
         """Close the source and end the thread; False when it did not end in time (it then dies with the process)."""
-        self._stop.set()
+        self.ask_stop()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()

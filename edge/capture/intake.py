@@ -18,20 +18,22 @@ class Taken:
         frame: the frame to inspect; None when there was only loss to tell of.
         overruns: frames that a newer one of their camera replaced before they were taken.
         faults: frames that were due and could not be captured.
-        fault_text: what the last of these faults was, "" without any.
+        fault_camera: the camera of the last of these faults, "" without any.
+        fault_text: what it was.
     """
 
     frame: Frame | None
     overruns: int
     faults: int
+    fault_camera: str = ""
     fault_text: str = ""
 
 
 class Intake:
     """The latest frame of each camera, waiting for the one inspection thread; safe to use from all threads.
 
-    Every frame put and every fault told comes out exactly once: as a frame taken, in the counts of a `take`,
-    or after `close` in `remaining`.
+    Every frame put and every fault told before `close` is a trigger and comes out exactly once: as a frame taken,
+    in the counts of a `take`, or in `remaining`. What comes after the close is none: the station has stopped.
     """
 
     def __init__(self, on_trigger: Callable[[], None] = lambda: None) -> None:
@@ -41,17 +43,16 @@ class Intake:
         self._slots: OrderedDict[str, Frame] = OrderedDict()  # in the order cameras are served
         self._overruns = 0
         self._faults = 0
-        self._fault_text = ""
+        self._fault_camera = self._fault_text = ""
         self._closed = False
         self._left = 0
 
     def put(self, frame: Frame) -> None:
         """Leave a frame; one of the same camera that nobody took is dropped and counted as an overrun."""
         with self._changed:
-            self._on_trigger()
             if self._closed:
-                self._left += 1
                 return
+            self._on_trigger()
             if frame.camera in self._slots:
                 self._overruns += 1
             self._slots[frame.camera] = frame  # keeps the camera's place in the queue
@@ -60,9 +61,11 @@ class Intake:
     def fault(self, camera: str, text: str) -> None:
         """Tell that a frame of this camera was due and is lost."""
         with self._changed:
+            if self._closed:
+                return
             self._on_trigger()
             self._faults += 1
-            self._fault_text = f"{camera}: {text}"
+            self._fault_camera, self._fault_text = camera, text
             self._changed.notify()
 
     def take(self, timeout_s: float) -> Taken | None:
@@ -76,9 +79,9 @@ class Intake:
             frame = None if self._closed else self._next()
             if frame is None and not self._faults and not self._overruns:
                 return None
-            taken = Taken(frame, self._overruns, self._faults, self._fault_text)
+            taken = Taken(frame, self._overruns, self._faults, self._fault_camera, self._fault_text)
             self._overruns = self._faults = 0
-            self._fault_text = ""
+            self._fault_camera = self._fault_text = ""
             return taken
 
     def _next(self) -> Frame | None:
@@ -94,6 +97,6 @@ class Intake:
             self._changed.notify_all()
 
     def remaining(self) -> int:
-        """How many frames were never taken: those waiting at `close`, and any put after it. 0 before."""
+        """How many frames were never taken: those waiting at `close`. 0 before."""
         with self._changed:
             return self._left

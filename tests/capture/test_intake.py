@@ -46,7 +46,7 @@ def test_a_fault_alone_wakes_the_taker_without_a_frame() -> None:
     threading.Timer(0.05, intake.fault, ("a", "cut short")).start()
     taken = intake.take(5)
     assert taken is not None
-    assert (taken.frame, taken.faults, taken.fault_text) == (None, 1, "a: cut short")
+    assert (taken.frame, taken.faults, taken.fault_camera, taken.fault_text) == (None, 1, "a", "cut short")
 
 
 def test_close_wakes_the_taker_and_what_is_left_is_counted() -> None:
@@ -56,7 +56,8 @@ def test_close_wakes_the_taker_and_what_is_left_is_counted() -> None:
     assert intake.take(5) is None
     assert time.monotonic() - start < 2
 
-    intake = Intake()
+    triggers = []
+    intake = Intake(on_trigger=lambda: triggers.append(1))
     intake.put(frame("a", 1))
     intake.put(frame("a", 2))
     intake.put(frame("b", 1))
@@ -67,7 +68,8 @@ def test_close_wakes_the_taker_and_what_is_left_is_counted() -> None:
     taken = intake.take(0)
     assert taken is not None
     assert (taken.frame, taken.overruns, taken.faults) == (None, 1, 1)
-    assert (intake.remaining(), intake.take(0)) == (3, None)
+    assert (intake.remaining(), intake.take(0)) == (2, None)
+    assert len(triggers) == 4, "what comes after the close is no trigger"
 
 
 def test_every_trigger_comes_out_once_with_four_cameras_and_a_taker_at_random_speeds() -> None:

@@ -1,9 +1,12 @@
 """A daemon that cannot start says so in one message and exits with 2; one that can go on goes on."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -138,3 +141,49 @@ def test_a_reader_that_goes_away_is_no_error():
     finished = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30, cwd=REPOSITORY,
                               env=os.environ)  # fmt: skip
     assert finished.returncode == 0 and "Traceback" not in finished.stderr
+
+
+def rewrite(bundle, **changes):
+    """Change a manifest and keep it valid, as a careless tool would."""
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("changes", [{"strides": [8, 16]}, {"classes": ["open", "short"]}])
+def test_a_bundle_whose_model_is_another_is_not_installed(tmp_path, bundle, changes):
+    rewrite(bundle, **changes)
+    fails_with(edge("bundle", "install", bundle, "--state", tmp_path / "state"), "outputs of shapes")
+    fails_with(edge("bundle", "status", "--state", tmp_path / "state"), "edge bundle install")
+
+
+def test_an_installed_bundle_is_what_runs(tmp_path, bundle):
+    state = tmp_path / "state"
+    installed = edge("bundle", "install", bundle, "--state", state)
+    assert installed.returncode == 0 and "active: " in installed.stdout
+    assert "pcb" in edge("bundle", "status", "--state", state).stdout
+    shutil.rmtree(bundle)
+    config = tmp_path / "edge.toml"
+    config.write_text(f'[paths]\nstate = "{state}"\n[mqtt]\nport = 9\n{SIMULATED}boards = 3\n')
+    finished = edge("run", "--config", config)
+    assert finished.returncode == 0 and "first verdict" in finished.stderr
+
+
+def test_ctrl_c_during_the_start_is_a_clean_stop(tmp_path, bundle, started):
+    daemon = Daemon(tmp_path, 9, SIMULATED, bundle=bundle).start()
+    time.sleep(0.7)
+    daemon.process.send_signal(signal.SIGINT)
+    assert daemon.wait(20) == 0, daemon.log()
+    assert "damaged" not in daemon.log() and "Traceback" not in daemon.log()
+
+
+@pytest.mark.parametrize("arguments", [("--port", "99999"), ("--prefix", "a/#/b"), ("--seconds", "-1")])
+def test_watch_checks_its_arguments(arguments):
+    fails_with(edge("watch", *arguments))
+
+
+def test_output_that_cannot_be_written_is_said():
+    finished = subprocess.run(
+        f"{sys.executable} -m edge check-config --sample > /dev/full", shell=True, capture_output=True, text=True,
+        timeout=30, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert finished.returncode == 2 and "Traceback" not in finished.stderr and "No space left" in finished.stderr

@@ -96,7 +96,7 @@ class FakeNode:
         )  # fmt: skip
         message = event.Health(
             uptime_s=time.monotonic() - self._begun_s, rss_bytes=143_000_000, fps=5.0, ledger=self.counts,
-            balanced=self.counts.balanced, outbox=outbox, stages={}, live_dropped=0,
+            in_flight=0, balanced=self.counts.balanced, outbox=outbox, stages={}, live_dropped=0,
         )  # fmt: skip
         return self.live(self.topics.health, message)
 

@@ -29,7 +29,8 @@ def health(triggers: int = 10, ok: int | None = None, depth: int = 0, evicted: i
         depth=depth, bytes=0, added=12, delivered=12 - depth, evicted_results=evicted, evicted_alarms=0, refused=0
     )
     return event.Health(
-        uptime_s=192.0, rss_bytes=143_000_000, fps=5.0, ledger=counts, balanced=counts.balanced, outbox=outbox,
+        uptime_s=192.0, rss_bytes=143_000_000, fps=5.0, ledger=counts, in_flight=0,
+        balanced=counts.balanced, outbox=outbox,
         stages={}, live_dropped=0,
     )  # fmt: skip
 
