@@ -36,6 +36,7 @@ class AugmentConfig:
     scale_low: float = 0.65
     scale_high: float = 1.9
     visible: float = 0.7  # a box cut by the crop keeps its label if this share of it remains
+    rough: float = 0.5  # binarized again with ragged edges, as the data is
     blur: float = 0.2
     noise: float = 0.3
     aimed: float = 0.8  # the crop is placed so that it holds some box, where the board has one
@@ -108,8 +109,20 @@ def cut(image: Image, window: tuple[int, int, int], size: int) -> Image:
     return np.asarray(cv2.resize(patch, (size, size), interpolation=how), np.uint8)
 
 
+def roughen(image: Image, rng: np.random.Generator) -> Image:
+    """Black and white again, edges ragged by up to a pixel or two: what binarizing a scan does."""
+    grain = np.empty((image.shape[0], image.shape[1]), np.float32)
+    cv2.setRNGSeed(int(rng.integers(1 << 30)))
+    cv2.randn(grain, 0.0, float(rng.uniform(0, 160)))
+    grain = cv2.GaussianBlur(grain, (0, 0), float(rng.uniform(0.7, 1.5)))
+    soft = cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32)
+    return ((soft + np.clip(grain, -110, 110) > rng.uniform(100, 155)) * np.uint8(255)).astype(np.uint8)
+
+
 def photometric(image: Image, rng: np.random.Generator, config: AugmentConfig) -> Image:
-    """Light blur, contrast, brightness and noise: what a real camera adds to an almost binary image."""
+    """Ragged edges, light blur, contrast, brightness and noise: what scanning and a real camera do to a board."""
+    if rng.random() < config.rough:
+        image = roughen(image, rng)
     if rng.random() < config.blur:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.3))), np.uint8)
     changed = rng.random() < config.contrast

@@ -22,6 +22,7 @@ from tools.augment import Board, touches
 OPEN, SHORT, MOUSEBITE, SPUR, COPPER, PIN_HOLE = range(6)
 
 MARGIN_PX = 9  # between a defect and its label's sides: the median in the data, for every class
+ROUND = 0.82  # share of its circumscribed circle that a shape fills from which it might be a drill or a pad
 SIDE_MIN_PX = 25  # smaller labels do not occur
 AREA_MIN_PX = 30  # of the changed copper; 5th percentile of real defects
 GREY = 127  # darker is copper
@@ -37,13 +38,15 @@ class SyntheticConfig:
     tries: int = 8  # places tried for each
     accept: tuple[float, ...] = (1.0, 1.0, 0.5, 0.35, 0.6, 1.0)  # by class: evens out how often chance makes each
     cracks: float = 0.35  # of the defects: long ragged lines across a conductor or a gap, drawn to fit its width
+    smooth: float = 0.3  # of the other defects: ellipses, blocks and wedges on conductors, instead of real shapes
     scale_low: float = 0.6
     scale_high: float = 2.4
     stretch: float = 2.2  # anisotropy, at most
     drills: float = 0.45  # crops that get round holes
     pads: float = 0.2  # crops that get round pads
-    slots: float = 0.35  # crops that get clean slots in copper
+    slots: float = 0.45  # crops that get clean slots in copper
     tracks: float = 0.1  # crops that get clean tracks beside it
+    mended: float = 0.5  # of those slots and tracks: bridged or cut by a defect
 
 
 def defect_shapes(boards: Sequence[Board]) -> list[np.ndarray]:
@@ -74,7 +77,25 @@ def vary(shape: np.ndarray, rng: np.random.Generator, config: SyntheticConfig) -
     low, high = corners.min(axis=1), corners.max(axis=1)
     size = np.ceil(high - low).astype(int) + 2
     affine = np.concatenate([matrix, (1 - low)[:, None]], axis=1)
-    soft = cv2.warpAffine(shape, affine, (int(size[0]), int(size[1])), flags=cv2.INTER_LINEAR)
+    return _trimmed(cv2.warpAffine(shape, affine, (int(size[0]), int(size[1])), flags=cv2.INTER_LINEAR))
+
+
+def smooth_shape(rng: np.random.Generator) -> np.ndarray:
+    """An ellipse, a block or a wedge of random size and direction: soft mask (h, w) uint8, 255 inside."""
+    width, height = np.exp(rng.uniform(np.log(8), np.log(44), 2))
+    reach = int(np.hypot(width, height)) + 2
+    soft = np.zeros((2 * reach, 2 * reach), np.uint8)
+    turn = float(rng.uniform(0, 360)) if rng.random() < 0.5 else float(rng.integers(4) * 90)
+    kind = int(rng.integers(3))
+    if kind == 0:
+        cv2.ellipse(soft, ((reach, reach), (float(width), float(height)), turn), 255, -1, cv2.LINE_AA)
+    else:
+        corners = cv2.boxPoints(((reach, reach), (float(width), float(height)), turn))
+        cv2.fillPoly(soft, [corners[: 5 - kind].round().astype(np.int32)], 255, cv2.LINE_AA)
+    return _trimmed(soft)
+
+
+def _trimmed(soft: np.ndarray) -> np.ndarray:
     x, y, w, h = cv2.boundingRect(cv2.findNonZero(soft) if soft.any() else np.zeros((1, 1, 2), np.int32))
     return np.asarray(soft[y : y + h, x : x + w])
 
@@ -96,8 +117,18 @@ def crack(length: float, rng: np.random.Generator) -> np.ndarray:
     for k in range(steps):
         start, end = (int(v) for v in whole[k]), (int(v) for v in whole[k + 1])
         cv2.line(soft, tuple(start), tuple(end), 255, max(2, round(float(thick[k]))), cv2.LINE_AA)
-    x, y, w, h = cv2.boundingRect(cv2.findNonZero(soft))
-    return np.asarray(soft[y : y + h, x : x + w])
+    return _trimmed(soft)
+
+
+def roundness(mark: np.ndarray) -> float:
+    """Share of the circle around its longer side that a mark (h, w) bool fills: 1 for a disc.
+
+    >>> round(roundness(np.ones((10, 10), bool)), 2), round(roundness(np.ones((10, 40), bool)), 2)
+    (1.27, 0.32)
+    """
+    y, x = np.nonzero(mark)
+    longer = max(np.ptp(x), np.ptp(y)) + 1
+    return float(len(x) / (np.pi / 4 * longer**2))
 
 
 def classify(copper: np.ndarray, mark: np.ndarray, removes: bool) -> int | None:
@@ -109,13 +140,13 @@ def classify(copper: np.ndarray, mark: np.ndarray, removes: bool) -> int | None:
     """
     material = copper if removes else ~copper
     changed = mark & material
-    if changed.sum() < AREA_MIN_PX or changed.sum() < 0.35 * mark.sum():
+    if changed.sum() < AREA_MIN_PX or changed.sum() < 0.2 * mark.sum():
         return None
     near = cv2.dilate(changed.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     far = cv2.dilate(changed.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     contact = int((near & ~material).sum())
     if contact == 0:
-        if (far & ~material).any():
+        if (far & ~material).any() or roundness(changed) > ROUND:
             return None
         return PIN_HOLE if removes else COPPER
     if contact < 4:
@@ -220,30 +251,74 @@ def _angular_path(start: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.array(points)
 
 
-def draw_line(image: Image, rng: np.random.Generator, boxes: Float, slot: bool) -> None:
+def draw_line(image: Image, rng: np.random.Generator, boxes: Float, slot: bool) -> np.ndarray:
     """A clean slot in copper, or a track beside it, straight with right angles; no label.
 
-    It may run out of its material at an end, as isolation slots do, but never crosses a conductor or a label.
+    It may run out of its material at an end, as isolation slots do, or cross a wide conductor from edge to edge.
+
+    Returns:
+        Points (N, 2) on its middle line, none if it found no place.
     """
     material = (image <= GREY) if slot else (image > GREY)
     distance = cv2.distanceTransform(material.astype(np.uint8), cv2.DIST_L2, 3)
     width = int(rng.integers(4, 14))
-    spots = np.argwhere(distance > width / 2 + 4)[:, ::-1]
+    crosses = slot and rng.random() < 0.4
+    spots = np.argwhere(distance > (18 if crosses else width / 2 + 4))[:, ::-1]
     for _ in range(6 if len(spots) else 0):
-        path = _angular_path(spots[rng.integers(len(spots))], rng).round().astype(np.int32)
+        spot = spots[rng.integers(len(spots))]
+        path = _crossing(spot, material, rng) if crosses else _angular_path(spot, rng)
+        path = path.round().astype(np.int32)
         centre, alpha = np.zeros_like(image), np.zeros_like(image)
         cv2.polylines(centre, [path], False, 255)
         clear = distance[centre > 0] > width / 2 + 3
-        low, high = path.min(axis=0) - width, path.max(axis=0) + width
-        around = np.concatenate([low, high]).astype(np.float32)
-        if len(clear) < 20 or clear.mean() < 0.85 or (len(boxes) and touches(around, boxes)):
+        around = np.concatenate([path.min(axis=0) - width, path.max(axis=0) + width]).astype(np.float32)
+        share = 0.5 if crosses else 0.85
+        if len(clear) < 20 or clear.mean() < share or (len(boxes) and touches(around, boxes)):
             continue
         uneven = rng.random() < 0.5
         for start, end in itertools.pairwise(path):
             own = max(3, round(width * rng.uniform(0.5, 1.3))) if uneven else width
             cv2.line(alpha, tuple(map(int, start)), tuple(map(int, end)), 255, own, cv2.LINE_AA)
         paint(image, alpha, 255 if slot else 0)
-        return
+        return np.argwhere((centre > 0) & (distance > width / 2))[:, ::-1]
+    return np.empty((0, 2), np.int64)
+
+
+def _crossing(spot: np.ndarray, material: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Corners (K, 2) of a line through the spot from edge to edge of its conductor, in two or three parts."""
+    side = len(material)
+    axis = int(rng.integers(2))
+    ends = []
+    for way in (-1, 1):
+        point = spot.copy()
+        while 0 <= point[0] < side and 0 <= point[1] < side and material[point[1], point[0]]:
+            point[axis] += way
+        point[axis] += 4 * way
+        ends.append(point.astype(float))
+    if rng.random() < 0.5:
+        return np.stack([ends[0], spot.astype(float), ends[1]])
+    shift = np.zeros(2)
+    shift[1 - axis] = rng.uniform(-40, 40)
+    return np.stack([ends[0], spot.astype(float), spot + shift, ends[1] + shift])
+
+
+def _mend(
+    image: Image,
+    rng: np.random.Generator,
+    middle: np.ndarray,
+    boxes: list[Float],
+    kinds: list[int],
+    slot: bool,
+    config: SyntheticConfig,
+) -> None:
+    """Bridge a drawn slot, or cut a drawn track, somewhere on its middle line; adds the label."""
+    for _ in range(config.tries):
+        taken = np.array(boxes, np.float32).reshape(-1, 4)
+        placed = _place(image, smooth_shape(rng), rng, middle, taken, (1.0, 1.0, 0.2, 0.2, 0.0, 0.0), not slot)
+        if placed is not None:
+            boxes.append(placed[0])
+            kinds.append(placed[1])
+            return
 
 
 class _Places:
@@ -265,8 +340,11 @@ class _Places:
             self.middles[removes] = np.argwhere(peak)[:, ::-1]
             self.reach[removes] = reach
 
-    def any(self, rng: np.random.Generator) -> np.ndarray:
-        """Points (N, 2) to choose from: mostly edges, else anywhere."""
+    def choose(self, rng: np.random.Generator, style: str, removes: bool) -> np.ndarray:
+        """Points (N, 2) to choose from: one on a middle line for cracks, there or on edges, else mostly edges."""
+        middles = self.middles[removes]
+        if style == "crack" or (style == "smooth" and rng.random() < 0.5):
+            return middles[rng.integers(len(middles))][None] if len(middles) else middles
         return self._edges if len(self._edges) and rng.random() < 0.7 else self._anywhere
 
 
@@ -280,27 +358,34 @@ def add_marks(
 ) -> tuple[Image, Float, np.ndarray]:
     """A crop with more defects on it: image (S, S), boxes (N, 4), classes (N,), each longer by what was added."""
     image = image.copy()
-    clean = ((config.slots, draw_line, True), (config.tracks, draw_line, False))
-    for probability, draw, removes in (*clean, (config.drills, draw_rounds, True), (config.pads, draw_rounds, False)):
-        if rng.random() < probability:
-            draw(image, rng, xyxy, removes)
-    if not shapes or rng.random() >= config.share:
-        return image, xyxy, class_id
     boxes, kinds = list(xyxy), list(class_id)
+    for probability, slot in ((config.slots, True), (config.tracks, False)):
+        middle = draw_line(image, rng, xyxy, slot) if rng.random() < probability else xyxy[:0]
+        if len(middle) and rng.random() < config.mended:
+            _mend(image, rng, middle, boxes, kinds, slot, config)
+    taken = np.array(boxes, np.float32).reshape(-1, 4)
+    for probability, hole in ((config.drills, True), (config.pads, False)):
+        if rng.random() < probability:
+            draw_rounds(image, rng, taken, hole)
+    if not shapes or rng.random() >= config.share:
+        return image, taken, np.array(kinds, np.int64)
     places = _Places(image, rng)
     for _ in range(int(rng.integers(1, config.most + 1))):
         removes = bool(rng.random() < 0.5)
-        across = rng.random() < config.cracks
-        soft = vary(shapes[rng.integers(len(shapes))], rng, config)
+        style = "crack" if rng.random() < config.cracks else "smooth" if rng.random() < config.smooth else "real"
         for _ in range(config.tries):
-            spots = places.middles[removes] if across else places.any(rng)
+            spots = places.choose(rng, style, removes)
             if len(spots) == 0:
                 break
-            if across:
-                spots = spots[rng.integers(len(spots))][None]
+            if style == "crack":
                 soft = crack(2 * places.reach[removes][spots[0, 1], spots[0, 0]] * rng.uniform(1.05, 1.7), rng)
+            elif style == "smooth":
+                soft = smooth_shape(rng)
+            else:
+                soft = vary(shapes[rng.integers(len(shapes))], rng, config)
             taken = np.array(boxes, np.float32).reshape(-1, 4)
-            placed = _place(image, soft, rng, spots, taken, config.accept, removes)
+            accept = config.accept if style != "smooth" else (*config.accept[:4], 0.0, 0.0)
+            placed = _place(image, soft, rng, spots, taken, accept, removes)
             if placed is not None:
                 boxes.append(placed[0])
                 kinds.append(placed[1])

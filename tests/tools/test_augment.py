@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools.augment import AugmentConfig, Board, cut, dihedral, erase, training_crop, visible_share
+from tools.augment import AugmentConfig, Board, cut, dihedral, erase, roughen, training_crop, visible_share
 
 CALM = AugmentConfig(erase=0, negative=0, blur=0, noise=0, contrast=0)
 
@@ -86,3 +86,9 @@ def test_negative_has_no_box_and_no_defect() -> None:
     b = board([[40, 40, 56, 52]])
     image, xyxy, _ = training_crop(b, 64, np.random.default_rng(0), AugmentConfig(negative=1, noise=0, contrast=0))
     assert len(xyxy) == 0 and not (image == 255).any()
+
+
+def test_roughened_is_black_and_white_and_keeps_the_picture() -> None:
+    b = board([[20, 20, 60, 70]])
+    rough = roughen(b.test, np.random.default_rng(1))
+    assert set(np.unique(rough)) <= {0, 255} and (rough != b.test).mean() < 0.1

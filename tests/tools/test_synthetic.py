@@ -18,12 +18,14 @@ from tools.synthetic import (
     SyntheticConfig,
     add_marks,
     classify,
+    crack,
     defect_shapes,
     draw_rounds,
+    smooth_shape,
     vary,
 )
 
-ALWAYS = SyntheticConfig(share=1, drills=0, pads=0, slots=0, tracks=0, accept=(1.0,) * 6)
+ALWAYS = SyntheticConfig(share=1, drills=0, pads=0, slots=0, tracks=0, mended=0, accept=(1.0,) * 6)
 
 
 def two_traces() -> np.ndarray:
@@ -42,15 +44,16 @@ def mark(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("where", "removes", "kind"),
     [
-        pytest.param((14, 20, 20, 28), True, PIN_HOLE, id="hole inside a trace"),
+        pytest.param((14, 18, 20, 30), True, PIN_HOLE, id="hole inside a trace"),
         pytest.param((6, 20, 16, 28), True, MOUSEBITE, id="bite at its edge"),
         pytest.param((6, 20, 28, 28), True, OPEN, id="cut through it"),
-        pytest.param((27, 20, 33, 28), False, COPPER, id="copper between traces"),
+        pytest.param((27, 18, 33, 30), False, COPPER, id="copper between traces"),
         pytest.param((20, 20, 30, 28), False, SPUR, id="copper on one edge"),
         pytest.param((20, 20, 40, 28), False, SHORT, id="copper from trace to trace"),
         pytest.param((22, 20, 40, 28), True, None, id="would bite two traces at once"),
         pytest.param((11, 20, 17, 28), True, None, id="a pixel from the edge: hole or bite?"),
         pytest.param((27, 20, 30, 23), False, None, id="too small"),
+        pytest.param((14, 20, 20, 26), True, None, id="as round as a drill"),
         pytest.param((27, 20, 33, 28), True, None, id="removes copper where there is none"),
         pytest.param((8, 0, 26, 60), True, None, id="would remove the whole trace"),
     ],
@@ -116,3 +119,11 @@ def test_no_copper_no_drill() -> None:
     image = np.full((60, 60), 255, np.uint8)
     draw_rounds(image, np.random.default_rng(0), np.empty((0, 4), np.float32), hole=True)
     assert (image == 255).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_crack_is_about_as_long_as_asked_and_smooth_shapes_are_in_range(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    assert 20 < np.hypot(*crack(60, rng).shape) < 100
+    soft = smooth_shape(rng)
+    assert soft.max() == 255 and min(soft.shape) >= 4 and max(soft.shape) <= 70
