@@ -67,6 +67,8 @@ class TrainConfig:
     evaluate_every: int = 6
     seed: int = 1
     resume: bool = False
+    start_from: str = ""
+    fine: bool = False
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
@@ -90,6 +92,8 @@ class Variation:
 
 
 CROPS = Variation(AugmentConfig(), SyntheticConfig())
+# A second round closer to the real boards: the wide variation alone leaves even the training boards underfitted.
+FINE = Variation(AugmentConfig(scale_low=0.8, scale_high=1.6, negative=0.12), SyntheticConfig(share=0.3, most=4))
 FULL = Variation(AugmentConfig(scale_low=0.8, scale_high=1.6), SyntheticConfig(share=0.5, most=5))
 
 
@@ -199,6 +203,13 @@ class Run:
         self.epoch, self.step = state["epoch"], state["step"]
         self.elapsed_s, self.history = state["elapsed_s"], state["history"]
 
+    def begin_with(self, path: Path) -> None:
+        """Begin a run of its own with the averaged weights of another run's checkpoint."""
+        if not path.is_file():
+            raise ToolError(f"{path}: missing, so there are no weights to start from")
+        self.network.set_state_dict(paddle.load(str(path), return_numpy=True)["average"])
+        self.average = Average(self.network, self.config.ema_decay)
+
     def train_step(self, images: paddle.Tensor, truth: list[tuple[Float, np.ndarray]]) -> dict[str, float]:
         """One step on this process's own batch."""
         cls, reg = self.network(images)
@@ -258,6 +269,7 @@ def train_epoch(run: Run, boards: Sequence[Board], shapes: Sequence[np.ndarray],
     full = run.progress() >= config.full_from
     size = config.full if full else config.crop
     batch = max(1, round(config.batch * (config.crop / size) ** 2))
+    how = FINE if config.fine else FULL if full else CROPS
     rng = np.random.default_rng([config.seed, run.epoch, run.rank + 1])
     mine = run.share(len(boards))
     sums: dict[str, float] = {}
@@ -266,7 +278,7 @@ def train_epoch(run: Run, boards: Sequence[Board], shapes: Sequence[np.ndarray],
     start, since = time.monotonic(), 0
     for k in range(steps):
         chosen = [boards[i] for i in mine[k * batch : (k + 1) * batch]]
-        parts = run.train_step(*make_batch(chosen, shapes, size, rng, FULL if full else CROPS))
+        parts = run.train_step(*make_batch(chosen, shapes, size, rng, how))
         since += 1
         last = k + 1 == steps or (config.max_steps and run.step >= config.max_steps)
         if since == config.sync_every or last:
@@ -294,6 +306,8 @@ def work(config: TrainConfig) -> None:
     out = Path(config.out)
     if config.resume:
         run.load(out / CHECKPOINT)
+    elif config.start_from:
+        run.begin_with(Path(config.start_from))
     train, held = split(read_index(Path(config.data)), config.validation_groups)
     boards = load_boards(train)
     shapes = defect_shapes(boards)
@@ -335,7 +349,7 @@ def _finish(run: Run, train: Sequence[Sample], held: Sequence[Sample]) -> None:
     result = validate(run, held)
     settings = {
         **asdict(run.config),
-        "variation": {"crops": asdict(CROPS), "full": asdict(FULL)},
+        "variation": {"crops": asdict(CROPS), "fine": asdict(FINE), "full": asdict(FULL)},
         "loss": asdict(LossConfig()),
         "network": asdict(NetworkConfig()),
         "train_images": len(train),
@@ -372,6 +386,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--evaluate-every", type=int, default=d.evaluate_every, help="epochs; 0: at the end only")
     p.add_argument("--seed", type=int, default=d.seed)
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    p.add_argument("--start-from", default=d.start_from, metavar="CHECKPOINT", help="weights of another run")
+    p.add_argument("--fine", action="store_true", help="a second round: less variation, more real boards")
     return p
 
 
