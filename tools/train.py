@@ -11,8 +11,10 @@ is validated and exported.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +42,7 @@ from tools.synthetic import SyntheticConfig, add_marks, defect_shapes
 
 CHECKPOINT = "last.pdckpt"
 FINAL = "final.pdckpt"
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -295,8 +298,15 @@ def train_epoch(run: Run, boards: Sequence[Board], shapes: Sequence[np.ndarray],
     return sums
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends: a killed run leaves nobody training."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def work(config: TrainConfig) -> None:
     """One process of the run, from load to the last checkpoint."""
+    if config.processes > 1:
+        end_with_parent()
     paddle.set_device("cpu")
     cv2.setNumThreads(1)
     if config.processes > 1:
