@@ -15,6 +15,9 @@ from edge.errors import PredictorError
 from edge.preprocess import Image, InputSpec, preprocess
 from edge.records import Detections
 
+# A box thinner than this in the source image is none.
+LEAST_SIDE_PX = 1.0
+
 
 class Predictor(Protocol):
     """What the detector needs of an inference runtime."""
@@ -130,6 +133,9 @@ class Detector:
             xyxy, confidence, class_id = xyxy[best], confidence[best], class_id[best]
         keep = nms(xyxy, confidence, class_id, s.nms_iou, s.max_detections)
         height, width = image.shape[:2]
-        found = Detections(placement.to_source(xyxy[keep], width, height), confidence[keep], class_id[keep])
+        in_source = placement.to_source(xyxy[keep], width, height)
+        # What lies on the padding around the image is clipped to nothing.
+        seen = (in_source[:, 2:] - in_source[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE_PX
+        found = Detections(in_source[seen], confidence[keep][seen], class_id[keep][seen])
         lap("decode")
         return found

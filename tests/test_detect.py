@@ -99,3 +99,13 @@ def test_a_model_gone_mad_is_an_error_not_an_empty_result(value):
     logits[0, 1, 2, 2] = value
     with pytest.raises(PredictorError, match="not finite"):
         decode([logits, raw], [8], 0.5)
+
+
+def test_what_lies_on_the_padding_is_no_detection():
+    on_padding = KnownMap()
+    on_padding.logits[0, 0, 3, :] = -12
+    on_padding.logits[0, 0, 0, 4] = 3.0  # centre (36, 4), 16 px each way; the image begins at row 24
+    on_padding.raw[0, :, 0, 4] = inverse_softplus(np.float32(2.0))
+    detector = Detector(on_padding, InputSpec(64, 64, 1), DetectSettings((8,)))
+    assert len(detector.detect(np.zeros((64, 64), np.uint8))) == 1
+    assert len(detector.detect(np.zeros((16, 64), np.uint8))) == 0
