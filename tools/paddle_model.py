@@ -19,6 +19,7 @@ import paddle
 from paddle import nn
 
 from edge.boxes import Float
+from edge.preprocess import InputSpec
 from tools.errors import ToolError
 
 PROGRAM, WEIGHTS = "model.pdmodel", "model.pdiparams"
@@ -37,12 +38,12 @@ def static_mode() -> Iterator[None]:
             paddle.disable_static()
 
 
-def save_layer(network: nn.Layer, folder: Path, size: int) -> None:
-    """Trace the network at a fixed input (1, 1, size, size) and save it."""
+def save_layer(network: nn.Layer, folder: Path, spec: InputSpec) -> None:
+    """Trace the network in evaluation mode at the fixed input (1, channels, height, width) of `spec` and save it."""
     folder.mkdir(parents=True, exist_ok=True)
     network.eval()
-    spec = [paddle.static.InputSpec([1, 1, size, size], "float32", "image")]
-    paddle.jit.save(network, str(folder / "model"), input_spec=spec)
+    traced = paddle.static.InputSpec([1, spec.channels, spec.height, spec.width], "float32", "image")
+    paddle.jit.save(network, str(folder / "model"), input_spec=[traced])
 
 
 @dataclass
@@ -81,7 +82,7 @@ class StaticModel:
             )
 
     def run(self, tensor: Float) -> list[Float]:
-        """Outputs of one input (1, 1, H, W); makes this an `edge.detect.Predictor`."""
+        """Outputs of one input (1, C, H, W); makes this an `edge.detect.Predictor`."""
         with static_mode(), paddle.static.scope_guard(self.scope):
             outputs = self.executor.run(self.program, {self.feeds[0]: tensor}, self.fetches)
         return [np.asarray(out, np.float32) for out in outputs]
@@ -108,7 +109,10 @@ def compile_nb(folder: Path, target: Path, places: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = target.with_suffix("")  # the compiler adds .nb
     command = [sys.executable, "-m", "tools.paddle_model", str(folder), str(stem), places]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(f"Paddle Lite's compiler took over {COMPILE_TIMEOUT_S:.0f} s for {folder}") from error
     if child.returncode != 0 or not target.is_file():
         said = "\n".join((child.stdout + child.stderr).strip().splitlines()[-5:])
         raise ToolError(f"Paddle Lite's compiler failed on {folder} for {places} ({child.returncode}): {said}")
