@@ -86,7 +86,7 @@ def test_best_f_names_its_threshold() -> None:
 
 
 def test_figures_of_a_small_set() -> None:
-    result = figures([found((BOX, 0.9, 0), (SHIFTED, 0.2, 1))], [truth((BOX, 0), (BOX, 1))])
+    result = figures([found((BOX, 0.9, 0), (SHIFTED, 0.2, 1))], [truth((BOX, 0), (BOX, 1))], ("open", "short", "spur"))
     assert result["ap33_pooled"] == 1.0 and result["ap33"]["short"] == 1.0
     assert result["map50"] == pytest.approx(0.5)  # the shifted one does not reach 0.5
     assert result["truths"] == 2 and np.isnan(result["ap33"]["spur"])
