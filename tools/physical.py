@@ -566,23 +566,23 @@ def physical(image: Image, xyxy: Float, rng: Rng, config: PhysicalConfig) -> Ima
 
 @dataclass(frozen=True)
 class ErasingConfig:
-    """RandomErasing: how often, and the rectangle's share of the picture and aspect ratio."""
+    """RandomErasing: the rectangle's share of the picture and its aspect ratio."""
 
-    probability: float = 0.3
     area_low: float = 0.005
     area_high: float = 0.06  # far below the paper's 0.4: there the object fills the picture, here it is small
     ratio: float = 3.3  # the longer side is at most this many times the shorter
     most_covered: float = 0.35  # of a box
 
 
-def random_erasing(image: Image, xyxy: Float, rng: Rng, config: ErasingConfig) -> Image:
+ERASING = ErasingConfig()
+
+
+def random_erasing(image: Image, xyxy: Float, rng: Rng, config: ErasingConfig = ERASING) -> Image:
     """A rectangle of the picture replaced by noise or by one grey (Zhong et al., arXiv:1708.04896).
 
     A place where it would hide more than `config.most_covered` of a box is not taken; after a few tries the picture
     stays as it is. (H, W) or (H, W, 3) uint8.
     """
-    if rng.random() >= config.probability:
-        return image
     height, width = image.shape[:2]
     cover = Cover(image.shape, xyxy, config.most_covered)
     for _ in range(TRIES):
@@ -604,28 +604,33 @@ MIXUP_ALPHA = 1.5
 
 
 def mixup(
-    images: np.ndarray, truths: Sequence[Truth], rng: Rng, probability: float = 1.0, alpha: float = MIXUP_ALPHA
-) -> tuple[np.ndarray, list[Truth]]:
+    images: Sequence[np.ndarray], truths: Sequence[Truth], rng: Rng, probability: float = 1.0, alpha: float = MIXUP_ALPHA
+) -> tuple[list[np.ndarray], list[Truth]]:
     """Blend pictures of a batch with each other (Zhang et al., arXiv:1902.04103).
 
     The picture is lambda x one + (1 - lambda) x other, lambda ~ Beta(alpha, alpha); it has the boxes of both, which
     count by the share of their picture. A class is known only where it is in both.
 
     Args:
-        images: (B, ...) uint8 or float, all of one size.
+        images: uint8 or float, all of one shape.
         truths: labels of each.
         probability: of each picture to be blended, in [0, 1].
     """
+    blended, united = list(images), list(truths)
     if len(images) < 2:
-        return images, list(truths)
+        return blended, united
     partner = (np.arange(len(images)) + rng.integers(1, len(images))) % len(images)
-    blended, united = images.copy(), list(truths)
     for i in np.flatnonzero(rng.random(len(images)) < probability):
         share = float(rng.beta(alpha, alpha))
-        mixed = share * images[i].astype(np.float32) + (1 - share) * images[partner[i]].astype(np.float32)
-        blended[i] = np.rint(mixed) if images.dtype == np.uint8 else mixed
+        blended[i] = blend(images[i], images[partner[i]], share)
         united[i] = unite(truths[i], truths[partner[i]], share)
     return blended, united
+
+
+def blend(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """`share` of one picture and the rest of the other, in the type of the first."""
+    mixed = cv2.addWeighted(one, share, other, 1 - share, 0.0)
+    return np.asarray(mixed, one.dtype)
 
 
 def unite(one: Truth, other: Truth, share: float) -> Truth:

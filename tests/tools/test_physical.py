@@ -191,7 +191,7 @@ def test_training_amounts_stay_within_the_config() -> None:
 def test_random_erasing_spares_boxes(channels: int) -> None:
     image = np.full((100, 100) if channels == 1 else (100, 100, 3), 77, np.uint8)
     boxes = np.array([[20, 20, 50, 40], [60, 60, 95, 95]], np.float32)
-    config = ErasingConfig(probability=1.0, area_low=0.02, area_high=0.3)
+    config = ErasingConfig(area_low=0.02, area_high=0.3)
     erased = 0
     for seed in range(40):
         changed = (random_erasing(image, boxes, rng(seed), config) != 77).reshape(100, 100, -1).any(axis=2)
@@ -199,7 +199,6 @@ def test_random_erasing_spares_boxes(channels: int) -> None:
         for x1, y1, x2, y2 in boxes.astype(int):
             assert changed[y1:y2, x1:x2].mean() <= config.most_covered
     assert erased > 25
-    assert random_erasing(image, boxes, rng(), ErasingConfig(probability=0)) is image
     assert (image == 77).all()
 
 
@@ -210,10 +209,10 @@ def truth(box: float, known: list[bool]) -> Truth:
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_mixup_blends_pictures_and_weighs_boxes(kind: type) -> None:
-    images = np.stack([np.full((4, 6), v, kind) for v in (0, 100, 200)])
-    before = images.copy()
+    images = [np.full((4, 6), v, kind) for v in (0, 100, 200)]
     mixed, truths = mixup(images, [truth(0, [1, 1]), truth(1, [1, 0]), truth(2, [1, 1])], rng(3))
-    assert mixed.dtype == kind and np.array_equal(images, before)
+    assert all(image.dtype == kind for image in mixed)
+    assert [int(image[0, 0]) for image in images] == [0, 100, 200]
     for i, t in enumerate(truths):
         assert t.weight.sum() == pytest.approx(1) and t.weight.dtype == np.float32
         assert t.class_id[0] == i and t.class_id[1] != i
@@ -222,7 +221,7 @@ def test_mixup_blends_pictures_and_weighs_boxes(kind: type) -> None:
 
 
 def test_mixup_of_one_picture_or_of_none() -> None:
-    images, truths = np.zeros((1, 4, 4), np.uint8), [truth(0, [True])]
+    images, truths = [np.zeros((4, 4), np.uint8)], [truth(0, [True])]
     assert mixup(images, truths, rng())[1] == truths
-    two, both = np.zeros((2, 4, 4), np.uint8), [truth(0, [True]), truth(1, [True])]
+    two, both = [np.zeros((4, 4, 3), np.uint8)] * 2, [truth(0, [True]), truth(1, [True])]
     assert mixup(two, both, rng(), probability=0)[1] == both
