@@ -604,15 +604,15 @@ MIXUP_ALPHA = 1.5
 
 
 def mixup(
-    images: Sequence[np.ndarray], truths: Sequence[Truth], rng: Rng, probability: float = 1.0, alpha: float = MIXUP_ALPHA
-) -> tuple[list[np.ndarray], list[Truth]]:
+    images: Sequence[Image], truths: Sequence[Truth], rng: Rng, probability: float = 1.0, alpha: float = MIXUP_ALPHA
+) -> tuple[list[Image], list[Truth]]:
     """Blend pictures of a batch with each other (Zhang et al., arXiv:1902.04103).
 
     The picture is lambda x one + (1 - lambda) x other, lambda ~ Beta(alpha, alpha); it has the boxes of both, which
     count by the share of their picture. A class is known only where it is in both.
 
     Args:
-        images: uint8 or float, all of one shape.
+        images: uint8 (or float), all of one shape.
         truths: labels of each.
         probability: of each picture to be blended, in [0, 1].
     """
@@ -627,7 +627,7 @@ def mixup(
     return blended, united
 
 
-def blend(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+def blend(one: Image, other: Image, share: float) -> Image:
     """`share` of one picture and the rest of the other, in the type of the first."""
     mixed = cv2.addWeighted(one, share, other, 1 - share, 0.0)
     return np.asarray(mixed, one.dtype)
