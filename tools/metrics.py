@@ -239,3 +239,53 @@ def figures(
         "f33_best": round(f, 5),
         "f33_threshold": round(threshold, 4),
     }
+
+
+def operating_point(
+    found: Sequence[Detections], truth: Sequence[Truth], thresholds: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Precision, recall and F at IoU over 0.33 of the boxes that reach their class's threshold, (classes,)."""
+    sure = [_over(detections, thresholds) for detections in found]
+    correct = [match(detections, *labels, IOU_DEEPPCB) for detections, labels in zip(sure, truth, strict=True)]
+    rankings = {name: pool(sure, truth, correct, k) for k, name in enumerate(classes)}
+    return {**_point(pool(sure, truth, correct)), "class": {name: _point(r) for name, r in rankings.items()}}
+
+
+def _over(found: Detections, thresholds: np.ndarray) -> Detections:
+    keep = found.confidence >= thresholds[found.class_id]
+    return Detections(found.xyxy[keep], found.confidence[keep], found.class_id[keep])
+
+
+def _point(ranking: Ranking) -> dict[str, Any]:
+    hits, boxes = int(ranking.correct.sum()), len(ranking.correct)
+    return {
+        "f33": round(2 * hits / max(1, boxes + ranking.truths), 5),
+        "precision": round(hits / boxes, 5) if boxes else None,
+        "recall": round(hits / ranking.truths, 5) if ranking.truths else None,
+        "hits": hits,
+        "boxes": boxes,
+        "truths": ranking.truths,
+    }
+
+
+def confusion(
+    found: Sequence[Detections], truth: Sequence[Truth], thresholds: np.ndarray, classes: int
+) -> np.ndarray:
+    """What became of each labelled defect, and where each box belongs: (classes + 1, classes + 1) counts.
+
+    Rows are labels, the last one "none there"; columns are the class found, the last one "missed". Boxes of the right
+    class take their truths first, what is left over is matched whatever its class.
+    """
+    table = np.zeros((classes + 1, classes + 1), np.int64)
+    for detections, (gt, gt_class) in zip(found, truth, strict=True):
+        sure = _over(detections, thresholds)
+        taken = assign(sure, gt, gt_class, IOU_DEEPPCB)
+        rest, free = np.flatnonzero(taken < 0), np.setdiff1d(np.arange(len(gt)), taken)
+        any_class = Detections(sure.xyxy[rest], sure.confidence[rest], np.zeros(len(rest), np.int64))
+        second = assign(any_class, gt[free], np.zeros(len(free), np.int64), IOU_DEEPPCB)
+        taken[rest[second >= 0]] = free[second[second >= 0]]
+        rows = np.where(taken >= 0, np.append(gt_class, classes)[taken], classes)
+        np.add.at(table, (rows, sure.class_id), 1)
+        missed = np.setdiff1d(np.arange(len(gt)), taken)
+        np.add.at(table, (gt_class[missed], classes), 1)
+    return table
