@@ -22,6 +22,8 @@ Text = Annotated[str, Meta(pattern=r"^[^\x00]+\Z", description="non-empty text")
 Positive = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Fps = Annotated[float, Meta(gt=0, le=1000)]
+_PROVIDER = "the name of an execution provider, such as `CPUExecutionProvider` or `CUDAExecutionProvider`"
+Provider = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,40}ExecutionProvider\Z", description=_PROVIDER)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -47,6 +49,10 @@ class Runtime(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     prefer: Literal["auto", "paddlelite", "onnxruntime"] = "auto"
     precision: Literal["auto", "int8", "fp32"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=16)] = 1
+    # Execution providers of ONNX Runtime, first choice first; whether this box has them shows when the model loads.
+    providers: Annotated[list[Provider], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["CPUExecutionProvider"]
+    )
 
 
 Count = Annotated[int, Meta(ge=0)]
@@ -164,6 +170,11 @@ def _unique_ids(cameras: Sequence[Any]) -> str | None:
     return f"several cameras have the id {', '.join(twice)}: give each its own" if twice else None
 
 
+def _each_once(providers: Sequence[str]) -> str | None:
+    twice = sorted({name for name in providers if providers.count(name) > 1})
+    return f"providers: {', '.join(twice)} is named more than once: keep the first" if twice else None
+
+
 def _one_password(password: str | None, password_file: str | None) -> str | None:
     return "password and password_file are both given: keep one" if password and password_file else None
 
@@ -191,6 +202,7 @@ def _files_want_tls(tls: bool, ca_file: str | None, cert_file: str | None, key_f
 
 RULES: settings.Rules = {
     Config: (Rule(("camera",), _unique_ids),),
+    Runtime: (Rule(("providers",), _each_once),),
     Mqtt: (
         Rule(("password", "password_file"), _one_password),
         Rule(("username", "password", "password_file"), _password_has_user),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from edge.bundle.manifest import Artifact, Manifest
 from edge.config import Runtime
 from edge.detect import Detector, DetectSettings
 from edge.errors import BundleError
-from edge.predictor import Predictor, canary, installed_runtimes, load
+from edge.predictor import Predictor, Shape, canary, check_providers, installed_runtimes, load
 from edge.preprocess import InputSpec
 from edge.recipe import DetectRecipe, Recipe
 
@@ -34,6 +35,7 @@ class Product:
     predictor: Predictor
     detector: Detector
     digest: str
+    wanted_providers: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -47,9 +49,16 @@ class Product:
 
     @property
     def runtime(self) -> str:
-        """What runs the model, in one line: `paddlelite 2.13rc0 int8 x86_64`."""
-        version = installed_runtimes().get(self.artifact.runtime, "?")
-        return f"{self.artifact.runtime} {version} {self.artifact.precision} {self.artifact.arch}"
+        """What runs the model, in one line, with the execution providers that really do.
+
+        `paddlelite 2.13rc0 int8 x86_64`, `onnxruntime 1.23.2 fp32 any on CPUExecutionProvider`.
+        """
+        version, using = installed_runtimes().get(self.artifact.runtime, "?"), self.predictor.providers
+        line = f"{self.artifact.runtime} {version} {self.artifact.precision} {self.artifact.arch}"
+        if not using:
+            return line
+        idle = [name for name in self.wanted_providers if name not in using]
+        return f"{line} on {', '.join(using)}" + (f"; {', '.join(idle)} did not start" if idle else "")
 
 
 def decisive_confidence(recipe: DetectRecipe) -> float:
@@ -82,7 +91,8 @@ def open_product(
         runtime: which runtime and precision are wanted.
         recipe_file: a recipe instead of the bundle's own.
         min_confidence: least confidence of a detection; None keeps those that can change a verdict.
-        trial_marks: folder that remembers which models passed their trial here, so that a restart is quicker.
+        trial_marks: folder that remembers which models passed their trial here, and what an execution provider
+            compiled, so that a restart is quicker.
 
     Raises:
         BundleError: the bundle is incomplete, altered or not for this device.
@@ -97,8 +107,12 @@ def open_product(
     spec = input_spec(manifest)
     digest = manifests.digest(manifest)
     model = folder / artifact.file
-    _try_once(artifact, model, spec, trial_marks, manifest.files.get(artifact.file, digest))
-    predictor = load(artifact.runtime, model, runtime.threads)
+    shape = (1, spec.channels, spec.height, spec.width)
+    providers = runtime.providers if artifact.runtime == "onnxruntime" else []
+    if providers:
+        check_providers(providers)
+    _try_once(artifact, model, shape, providers, trial_marks, manifest.files.get(artifact.file, digest))
+    predictor = load(artifact.runtime, model, runtime.threads, shape=shape, providers=providers, cache=trial_marks)
     _check_outputs(predictor, manifest, spec)
     settings = DetectSettings(
         strides=tuple(manifest.strides),
@@ -106,18 +120,23 @@ def open_product(
         nms_iou=recipe.detect.nms_iou,
         max_detections=recipe.detect.max_detections,
     )
-    return Product(manifest, artifact, recipe, spec, predictor, Detector(predictor, spec, settings), digest)
+    detector = Detector(predictor, spec, settings)
+    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, tuple(providers))
 
 
-def _try_once(artifact: Artifact, model: Path, spec: InputSpec, marks: Path | None, sha256: str) -> None:
-    version = installed_runtimes()[artifact.runtime]
-    mark = marks / f"{artifact.runtime}-{version}-{sha256[:16]}" if marks else None
+def _try_once(
+    artifact: Artifact, model: Path, shape: Shape, providers: Sequence[str], marks: Path | None, sha256: str
+) -> None:
+    words = [artifact.runtime, installed_runtimes()[artifact.runtime], *providers, sha256[:16]]
+    mark = marks / "-".join(words) if marks else None
     if mark is not None and mark.exists():
         return
-    canary(artifact.runtime, model, (1, spec.channels, spec.height, spec.width))
-    if mark is not None:
+    if marks is not None:
         with contextlib.suppress(OSError):  # without the mark the next start tries again, no more
-            mark.parent.mkdir(parents=True, exist_ok=True)
+            marks.mkdir(parents=True, exist_ok=True)
+    canary(artifact.runtime, model, shape, providers, marks)
+    if mark is not None:
+        with contextlib.suppress(OSError):
             mark.touch()
 
 

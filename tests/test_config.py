@@ -62,6 +62,14 @@ def problems(text: str | bytes, tmp_path: Path) -> list[str]:
         (CAMERA + '[station]\nnode = "a\\n"', 'station.node = "a\\n": must be', "a hidden line end"),
         (CAMERA + "[station]\nnode = 2024-01-01", 'station.node = "2024-01-01": must be', "a TOML date is no text"),
         (CAMERA + '[runtime]\nprefer = "onnx"', 'prefer = "onnx": must be one of "auto"', "an unknown runtime"),
+        (CAMERA + '[runtime]\nproviders = ["cuda"]', "providers = [\"cuda\"]: must be a list", "short names"),
+        (CAMERA + "[runtime]\nproviders = []", "providers = []: must be a list of at least 1", "none"),
+        (CAMERA + '[runtime]\nproviders = "CPUExecutionProvider"', "must be a list of at least 1", "one is a list too"),
+        (
+            CAMERA + '[runtime]\nproviders = ["CPUExecutionProvider", "CPUExecutionProvider"]',
+            "CPUExecutionProvider is named more than once",
+            "an order has no place for it twice",
+        ),
         (CAMERA + '[mqtt]\npassword = "a"\npassword_file = "b"\nusername = "u"', "both given", "which one counts?"),
         (CAMERA + '[mqtt]\npassword = "a"', "a password is given without a username", "MQTT 3.1.1 forbids it"),
         (CAMERA + '[mqtt]\ntls = true\ncert_file = "a"', "cert_file is given without key_file", "half a certificate"),
@@ -130,6 +138,15 @@ def test_each_kind_of_camera_loads(tmp_path: Path) -> None:
     assert config.load(path) == Config(camera=wanted)
 
 
+def test_providers_are_kept_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "edge.toml"
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    path.write_text(f"{CAMERA}[runtime]\nproviders = {names}\n")
+    assert config.load(path).runtime.providers == names, "whether this box has them is not the config's to know"
+    path.write_text(CAMERA)
+    assert config.load(path).runtime.providers == ["CPUExecutionProvider"]
+
+
 SECRET = Config(
     camera=[
         OpenCvCamera(id="a", address="rtsp://admin:hunter2@10.0.0.7/live"),
@@ -190,7 +207,8 @@ def test_every_commented_value_of_the_sample_is_the_default() -> None:
     for struct, mark, key, value in lines_of_the_sample():
         field = {f.name: f for f in msgspec.structs.fields(struct)}[key]
         if mark == "# ":
-            assert value == {key: field.default}, f"{struct.__name__}.{key}"
+            default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+            assert value == {key: default}, f"{struct.__name__}.{key}"
             checked += 1
         elif mark == "#- ":
             assert field.required or field.default is None, f"{struct.__name__}.{key} has a default: mark it `# `"

@@ -70,6 +70,8 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         classes: class names by class id.
         strides: input pixels a cell of each output level, in the order of the model's outputs.
         recipe, card: files of the bundle: its own recipe, its model card.
+        golden: what the FP32 reference finds on the bundle's golden samples; `read_golden` reads it.
+        passport: how far the models of the bundle agree with each other, as measured where they were made.
         figures: measured accuracy and speed by name, as the card explains them.
         files: SHA-256 of every file but this manifest.
     """
@@ -85,8 +87,51 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     artifacts: Annotated[list[Artifact], Meta(min_length=1)]
     recipe: FilePath = "recipe.toml"
     card: FilePath = "CARD.md"
+    golden: FilePath | None = None
+    passport: FilePath | None = None
     figures: dict[str, float] = {}
     files: dict[FilePath, Sha256]
+
+
+class GoldenBox(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One box on a golden sample, in pixels of the image; a confidence of 1 says that it was drawn there."""
+
+    xyxy: tuple[float, float, float, float]
+    class_name: ClassName
+    confidence: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
+class GoldenSample(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One golden sample.
+
+    Attributes:
+        file: the image, a file of the bundle.
+        tensor_sha256: of the bytes of the tensor (float32, C order) that `edge.preprocess` makes of it: the same on
+            every device, or the device decodes or scales images in another way.
+        verdict: of the reference, by the bundle's recipe.
+        detections: of the reference, most confident first.
+        truths: what was drawn on the image, where that is known.
+    """
+
+    file: FilePath
+    tensor_sha256: Sha256
+    verdict: Literal["OK", "NG", "REVIEW", "RETAKE"]
+    detections: list[GoldenBox]
+    truths: list[GoldenBox] = []
+
+
+class Golden(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The golden set: images that this project made itself, and what the reference finds on them.
+
+    Attributes:
+        reference: what gave the expectation, such as `detector.onnx`.
+        least_confidence: detections at least so sure are listed.
+    """
+
+    format: Annotated[int, Meta(ge=1, le=1)] = 1
+    reference: Annotated[str, Meta(min_length=1)]
+    least_confidence: Annotated[float, Meta(gt=0, lt=1)]
+    samples: Annotated[list[GoldenSample], Meta(min_length=1)]
 
 
 def _unique_classes(classes: Sequence[str]) -> str | None:
@@ -94,9 +139,9 @@ def _unique_classes(classes: Sequence[str]) -> str | None:
     return f"classes: {', '.join(twice)} is listed more than once" if twice else None
 
 
-def _all_listed(artifacts: Any, recipe: str, card: str, files: Mapping[str, str]) -> str | None:
+def _all_listed(artifacts: Any, files: Mapping[str, str], *others: str | None) -> str | None:
     models = [a.get("file") for a in artifacts if isinstance(a, Mapping)]
-    lacking = sorted({name for name in (*models, recipe, card) if isinstance(name, str) and name not in files})
+    lacking = sorted({name for name in (*models, *others) if isinstance(name, str) and name not in files})
     return f"files: {', '.join(lacking)} is part of the bundle but has no SHA-256 here" if lacking else None
 
 
@@ -110,7 +155,7 @@ def _input_fits_strides(size: Any, strides: Sequence[int]) -> str | None:
 _RULES: Final[settings.Rules] = {
     Manifest: (
         Rule(("classes",), _unique_classes),
-        Rule(("artifacts", "recipe", "card", "files"), _all_listed),
+        Rule(("artifacts", "files", "recipe", "card", "golden", "passport"), _all_listed),
         Rule(("input", "strides"), _input_fits_strides),
         Rule(("files",), lambda files: f"files: {MANIFEST} cannot hold its own SHA-256" if MANIFEST in files else None),
     )
@@ -150,6 +195,31 @@ def read_unverified(folder: Path) -> Manifest:
             f"the bundle {folder} needs edge {manifest.min_edge} or newer, this is {__version__}: update edge"
         )
     return manifest
+
+
+def read_golden(folder: Path, manifest: Manifest) -> Golden:
+    """The golden set of a bundle that was read by `read`.
+
+    Raises:
+        BundleError: the bundle has none, or one that cannot be used: a sample that is no file of the bundle, a class
+            that the bundle does not know.
+    """
+    if manifest.golden is None:
+        raise BundleError(f"the bundle {folder} has no golden samples: make it again with `tools make_bundle`")
+    path = folder / manifest.golden
+    try:
+        golden = msgspec.json.decode(path.read_bytes(), type=Golden)
+    except OSError as error:
+        raise BundleError(f"the golden samples {path} cannot be read: {error.strerror or error}") from error
+    except msgspec.DecodeError as error:
+        raise BundleError(f"the golden samples {path} cannot be used: {error}") from error
+    for sample in golden.samples:
+        if sample.file not in manifest.files:
+            raise BundleError(f"the golden samples {path} name {sample.file}, which is no file of the bundle")
+        unknown = {box.class_name for box in (*sample.detections, *sample.truths)} - set(manifest.classes)
+        if unknown:
+            raise BundleError(f"{path}: {sample.file}: {sorted(unknown)[0]} is no class of this bundle")
+    return golden
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -207,11 +277,16 @@ def sha256_file(path: Path) -> str:
 
 def digest(manifest: Manifest) -> str:
     """SHA-256 over the manifest in a canonical form: names the bundle and, through its hashes, every file in it."""
-    return hashlib.sha256(msgspec.json.encode(manifest, order="sorted")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(_said(manifest), order="sorted")).hexdigest()
+
+
+def _said(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as plain data, without what it says nothing of."""
+    return {key: value for key, value in msgspec.to_builtins(manifest).items() if value is not None}
 
 
 class Fields(TypedDict, total=False):
-    """What a builder says of a bundle; as in `Manifest`. `created`, `recipe`, `card` and `figures` may be left out."""
+    """What a builder says of a bundle; as in `Manifest`. What has a default there, and `created`, may be left out."""
 
     product: str
     version: int
@@ -223,6 +298,8 @@ class Fields(TypedDict, total=False):
     artifacts: list[dict[str, Any]]
     recipe: str
     card: str
+    golden: str
+    passport: str
     figures: dict[str, float]
 
 
@@ -244,7 +321,7 @@ def build(folder: Path, fields: Fields) -> Manifest:
         if problems:
             raise BundleError(_listed(f"no bundle can be built of {folder}", problems))
         manifest = msgspec.convert(data, Manifest)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(_said(manifest)), indent=2) + b"\n")
     except OSError as error:
         raise BundleError(f"the bundle {folder} cannot be built: {error.filename}: {error.strerror}") from error
     return read(folder)

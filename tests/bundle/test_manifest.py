@@ -198,3 +198,73 @@ def test_a_bundle_for_other_architectures_says_so(bundle: Path) -> None:
     only_x86 = msgspec.structs.replace(manifest, artifacts=[Artifact(**ARTIFACTS[0])])
     with pytest.raises(BundleError, match="get a bundle that was built for riscv64"):
         manifests.choose(only_x86, "riscv64", BOTH)
+
+
+GOLDEN: dict[str, Any] = {
+    "reference": "fp32.onnx",
+    "least_confidence": 0.3,
+    "samples": [
+        {
+            "file": "golden/0.png",
+            "tensor_sha256": "0" * 64,
+            "verdict": "NG",
+            "detections": [{"xyxy": [1, 2, 3, 4], "class_name": "open", "confidence": 0.9}],
+            "truths": [{"xyxy": [1, 2, 3, 4], "class_name": "open"}],
+        }
+    ],
+}
+
+
+def build_with_golden(folder: Path, golden: Any = GOLDEN) -> Path:
+    (folder / "golden").mkdir(exist_ok=True)
+    (folder / "golden/0.png").write_bytes(b"png")
+    (folder / "golden/expected.json").write_text(json.dumps(golden))
+    (folder / "passport.json").write_text("{}")
+    more = {"golden": "golden/expected.json", "passport": "passport.json"}
+    manifests.build(folder, fields() | more)  # type: ignore[operator]
+    return folder
+
+
+def test_the_golden_set_reads_back_and_is_hashed(folder: Path) -> None:
+    bundle = build_with_golden(folder)
+    read = manifests.read(bundle)
+    assert {"golden/0.png", "golden/expected.json", "passport.json"} <= set(read.files)
+    golden = manifests.read_golden(bundle, read)
+    assert (golden.samples[0].verdict, golden.samples[0].truths[0].confidence) == ("NG", 1.0)
+    (bundle / "golden/0.png").write_bytes(b"another")
+    with pytest.raises(BundleError, match=r"golden/0\.png: altered"):
+        manifests.read(bundle)
+
+
+def test_a_bundle_without_golden_samples_says_nothing_of_them(bundle: Path) -> None:
+    assert "golden" not in json.loads((bundle / MANIFEST).read_text()), "an older edge knows no such key"
+    with pytest.raises(BundleError, match="has no golden samples"):
+        manifests.read_golden(bundle, manifests.read(bundle))
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return GOLDEN | {"samples": [GOLDEN["samples"][0] | changes]}
+
+
+@pytest.mark.parametrize(
+    ("golden", "expected", "why"),
+    [
+        ("", "cannot be used", "no record"),
+        (GOLDEN | {"samples": []}, "cannot be used", "nothing to compare"),
+        (GOLDEN | {"format": 2}, "cannot be used", "from the future"),
+        (changed(verdict="GOOD"), "cannot be used", "an unknown verdict"),
+        (changed(file="../../etc/passwd"), "cannot be used", "outside the folder"),
+        (changed(file="golden/9.png"), "name golden/9.png, which is no file of the bundle", "an image forgotten"),
+        (changed(truths=[{"xyxy": [1, 2, 3, 4], "class_name": "hole"}]), "hole is no class", "another product's"),
+    ],
+)
+def test_a_wrong_golden_set_is_refused(golden: Any, expected: str, why: str, folder: Path) -> None:
+    bundle = build_with_golden(folder, golden)
+    with pytest.raises(BundleError, match=expected):
+        manifests.read_golden(bundle, manifests.read(bundle))
+
+
+@pytest.mark.parametrize("key", ["golden", "passport"])
+def test_a_part_that_is_not_in_the_bundle_is_named(key: str, folder: Path) -> None:
+    with pytest.raises(BundleError, match=r"gone\.json is part of the bundle but has no SHA-256"):
+        manifests.build(folder, fields() | {key: "gone.json"})  # type: ignore[operator]
