@@ -6,13 +6,18 @@ arXiv:2008.13367); GIoU (Rezatofighi et al., arXiv:1902.09630).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 
 from edge.boxes import Float, iou_matrix
+
+if TYPE_CHECKING:
+    from tools.objective import Truth
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class LossConfig:
     box_weight: float = 2.0
     background_alpha: float = 0.75  # varifocal weight of negatives
     background_gamma: float = 2.0
+    smoothing: float = 0.0  # label smoothing: share of a positive's class target that goes to the other classes
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Targets:
     class_id: np.ndarray  # (P,) int64
     quality: Float  # (P,) class target in [0, 1], by alignment
     xyxy: Float  # (P, 4) pixels
+    weight: Float  # (P,) how much each counts, from its truth
 
 
 def cell_centres(height: int, width: int, stride: int) -> Float:
@@ -44,18 +51,19 @@ def cell_centres(height: int, width: int, stride: int) -> Float:
     return ((np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5) * stride).astype(np.float32)
 
 
-def assign(score: Float, boxes: Float, centres: Float, gt: Float, gt_class: np.ndarray, config: LossConfig) -> Targets:
+def assign(score: Float, boxes: Float, centres: Float, truth: Truth, config: LossConfig) -> Targets:
     """Choose for each ground truth the `topk` cells inside it that are best aligned with it.
 
     Args:
         score: (A, C) confidences of the cells. boxes: (A, 4) their boxes. centres: (A, 2).
-        gt: (G, 4) boxes in pixels. gt_class: (G,) int64.
+        truth: the image's labels, boxes in pixels.
 
     A box that holds no cell centre takes the nearest cell. A cell wanted twice goes to the truth it overlaps more.
     """
+    gt, gt_class = truth.xyxy, truth.class_id
     if len(gt) == 0:
-        nothing = np.empty(0, np.int64)
-        return Targets(nothing, nothing, np.empty(0, np.float32), np.empty((0, 4), np.float32))
+        nothing, none = np.empty(0, np.int64), np.empty(0, np.float32)
+        return Targets(nothing, nothing, none, np.empty((0, 4), np.float32), none)
     sides = np.concatenate([centres[None] - gt[:, None, :2], gt[:, None, 2:] - centres[None]], axis=-1)
     inside = sides.min(axis=-1) > 0  # (G, A)
     middle = (gt[:, :2] + gt[:, 2:]) / 2
@@ -70,16 +78,17 @@ def assign(score: Float, boxes: Float, centres: Float, gt: Float, gt_class: np.n
     chosen &= inside
     owner = np.where(chosen, iou + 1e-9, 0.0).argmax(axis=0)  # (A,)
     chosen &= owner[None, :] == np.arange(len(gt))[:, None]
-    return _targets(chosen, align, iou, gt, gt_class)
+    return _targets(chosen, align, iou, truth)
 
 
-def _targets(chosen: np.ndarray, align: Float, iou: Float, gt: Float, gt_class: np.ndarray) -> Targets:
+def _targets(chosen: np.ndarray, align: Float, iou: Float, truth: Truth) -> Targets:
     """The best cell of a truth gets its best IoU as class target, the others in proportion to alignment."""
     align, iou = align * chosen, iou * chosen
     best = np.maximum(align.max(axis=1, keepdims=True), 1e-12)
     quality = align / best * iou.max(axis=1, keepdims=True)  # (G, A)
     owner, cell = np.nonzero(chosen)
-    return Targets(cell, gt_class[owner], quality[owner, cell].astype(np.float32), gt[owner])
+    scores = quality[owner, cell].astype(np.float32)
+    return Targets(cell, truth.class_id[owner], scores, truth.xyxy[owner], truth.weight[owner])
 
 
 def distances_to_boxes(raw: paddle.Tensor, centres: paddle.Tensor, stride: int) -> paddle.Tensor:
@@ -99,58 +108,69 @@ def giou(a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
 
 
 def _assign_batch(
-    cls: paddle.Tensor, reg: paddle.Tensor, truth: list[tuple[Float, np.ndarray]], stride: int, config: LossConfig
+    cls: paddle.Tensor, reg: paddle.Tensor, truth: Sequence[Truth], stride: int, config: LossConfig
 ) -> list[Targets]:
     batch, classes, height, width = cls.shape
     centres = cell_centres(height, width, stride)
     scores = F.sigmoid(cls.detach()).numpy().reshape(batch, classes, -1).transpose(0, 2, 1)  # (B, A, C)
     reach = F.softplus(reg.detach()).numpy().reshape(batch, 4, -1).transpose(0, 2, 1) * stride  # (B, A, 4)
     targets = []
-    for i, (gt, gt_class) in enumerate(truth):
+    for i, labels in enumerate(truth):
         boxes = np.concatenate([centres - reach[i, :, :2], centres + reach[i, :, 2:]], axis=1)
-        targets.append(assign(scores[i], boxes, centres, gt, gt_class, config))
+        targets.append(assign(scores[i], boxes, centres, labels, config))
     return targets
 
 
 def detection_loss(
-    cls: paddle.Tensor,
-    reg: paddle.Tensor,
-    truth: list[tuple[Float, np.ndarray]],
-    stride: int,
-    config: LossConfig,
+    cls: paddle.Tensor, reg: paddle.Tensor, truth: Sequence[Truth], stride: int, config: LossConfig
 ) -> tuple[paddle.Tensor, dict[str, float]]:
     """Loss of a batch, and its parts for the progress line.
 
+    A class that is not known on an image (see `Truth.known`) teaches nothing there, except in the cells of its labels.
+
     Args:
-        cls: (B, C, H, W) logits. reg: (B, 4, H, W) raw distances. truth: boxes (G, 4) and classes (G,) an image.
+        cls: (B, C, H, W) logits. reg: (B, 4, H, W) raw distances. truth: the labels of each image.
     """
-    batch, classes, height, width = cls.shape
+    batch = cls.shape[0]
     found = _assign_batch(cls, reg, truth, stride, config)
     image = np.concatenate([np.full(len(t.cell), i) for i, t in enumerate(found)]).astype(np.int64)
     cell = np.concatenate([t.cell for t in found]).astype(np.int64)
-    kind = np.concatenate([t.class_id for t in found]).astype(np.int64)
-    quality = np.concatenate([t.quality for t in found])
-    wanted = np.zeros((batch, classes, height * width), np.float32)
-    wanted[image, kind, cell] = quality
-    total = max(float(quality.sum()), 1.0)
-
-    logits = cls.reshape([batch, classes, -1])
-    target = paddle.to_tensor(wanted)
-    score = F.sigmoid(logits.detach())
-    negative = config.background_alpha * score.pow(config.background_gamma)
-    weight = paddle.where(target > 0, target, negative)
-    class_loss = F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum") / total
+    counts = np.concatenate([t.quality * t.weight for t in found])
+    total = max(float(counts.sum()), 1.0)
+    class_loss = _class_loss(cls.reshape([batch, cls.shape[1], -1]), found, image, truth, config) / total
     parts = {"cls": float(class_loss), "positives": float(len(cell))}
     loss = config.class_weight * class_loss
     if len(cell):
-        box_loss = _box_loss(reg, found, image, cell, quality, stride) / total
+        box_loss = _box_loss(reg, found, image, cell, counts, stride) / total
         parts["box"] = float(box_loss)
         loss = loss + config.box_weight * box_loss
     return loss, parts
 
 
+def _class_loss(
+    logits: paddle.Tensor, found: list[Targets], image: np.ndarray, truth: Sequence[Truth], config: LossConfig
+) -> paddle.Tensor:
+    """Varifocal loss over logits (B, C, A), summed: positives weigh what they are worth, negatives by their error."""
+    batch, classes, cells = logits.shape
+    cell = np.concatenate([t.cell for t in found]).astype(np.int64)
+    kind = np.concatenate([t.class_id for t in found]).astype(np.int64)
+    quality = np.concatenate([t.quality for t in found])
+    wanted = np.zeros((batch, classes, cells), np.float32)
+    share = np.zeros_like(wanted)  # how much a positive counts
+    if config.smoothing and classes > 1:
+        wanted[image, :, cell] = (config.smoothing * quality / (classes - 1))[:, None]
+    wanted[image, kind, cell] = quality * (1 - config.smoothing)
+    share[image, kind, cell] = quality * np.concatenate([t.weight for t in found])
+    heard = np.array([labels.known for labels in truth], np.float32)[:, :, None]  # (B, C, 1)
+    target, positive = paddle.to_tensor(wanted), paddle.to_tensor(share)
+    score = F.sigmoid(logits.detach())
+    negative = config.background_alpha * score.pow(config.background_gamma) * paddle.to_tensor(heard)
+    weight = paddle.where(positive > 0, positive, negative)
+    return F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum")
+
+
 def _box_loss(
-    reg: paddle.Tensor, found: list[Targets], image: np.ndarray, cell: np.ndarray, quality: Float, stride: int
+    reg: paddle.Tensor, found: list[Targets], image: np.ndarray, cell: np.ndarray, counts: Float, stride: int
 ) -> paddle.Tensor:
     _, _, height, width = reg.shape
     flat = reg.transpose([0, 2, 3, 1]).reshape([-1, 4])
@@ -158,4 +178,4 @@ def _box_loss(
     centres = paddle.to_tensor(cell_centres(height, width, stride)[cell])
     wanted = paddle.to_tensor(np.concatenate([t.xyxy for t in found]))
     overlap = giou(distances_to_boxes(raw, centres, stride), wanted)
-    return ((1 - overlap) * paddle.to_tensor(quality)).sum()
+    return ((1 - overlap) * paddle.to_tensor(counts)).sum()

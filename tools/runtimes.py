@@ -14,9 +14,10 @@ from paddle import nn
 
 from edge.boxes import Float
 from edge.detect import Predictor
+from tools.checkpoint import network_of, read_checkpoint
 from tools.device_runtime import RUNTIMES, DevicePredictor
 from tools.errors import ToolError
-from tools.network import Detector, NetworkConfig
+from tools.network import Detector
 from tools.paddle_model import StaticModel
 
 
@@ -34,16 +35,12 @@ class LayerPredictor:
 
 
 def load_network(checkpoint: Path, weights: str = "average") -> Detector:
-    """The network of a checkpoint: its averaged weights, or with `weights="network"` the raw ones."""
-    if not checkpoint.is_file():
-        raise ToolError(f"{checkpoint}: missing; `python -m tools train` writes it")
-    state = paddle.load(str(checkpoint), return_numpy=True)
-    network = Detector(NetworkConfig())
-    missing, unexpected = network.set_state_dict(state[weights])
-    if missing or unexpected:
-        raise ToolError(f"{checkpoint}: made for another network; missing {missing}, unexpected {unexpected}")
-    network.eval()
-    return network
+    """The network of a checkpoint, in evaluation mode: averaged weights, or with `weights="network"` the raw ones.
+
+    Raises:
+        ToolError: missing, damaged or made for another network.
+    """
+    return network_of(read_checkpoint(checkpoint), checkpoint, weights)
 
 
 def open_predictor(model: Path, weights: str = "average") -> Predictor:

@@ -53,6 +53,8 @@ def defect_shapes(boards: Sequence[Board]) -> list[np.ndarray]:
     """Masks (h, w) uint8 0/255 of where inspected images differ from their templates: a shape a label at most."""
     shapes = []
     for board in boards:
+        if board.template is None:
+            continue
         differs = (board.test > GREY) != (board.template > GREY)
         for x1, y1, x2, y2 in board.xyxy.astype(int):
             count, labels, stats, _ = cv2.connectedComponentsWithStats(differs[y1:y2, x1:x2].astype(np.uint8))

@@ -35,7 +35,7 @@ def test_unknown_step(capsys: pytest.CaptureFixture[str]) -> None:
 def test_error_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["evaluate", "--data", str(tmp_path), "--model", str(tmp_path / "m.nb")]) == 1
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "trainval.txt: missing" in err
+    assert err.count("\n") == 1 and "dataset.json: missing" in err
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -67,7 +67,7 @@ def test_shapes_are_the_differences_inside_labels() -> None:
     test = template.copy()
     test[20:28, 30:42] = 0
     test[60:70, 60:70] = 0  # not labelled
-    board = Board(test, template, np.array([[21, 11, 51, 37]], np.float32), np.array([COPPER]))
+    board = Board(test, template, np.array([[21, 11, 51, 37]], np.float32), np.array([COPPER]), np.ones(6, bool))
     shapes = defect_shapes([board])
     assert [shape.shape for shape in shapes] == [(8, 12)] and (shapes[0] == 255).all()
 
