@@ -99,12 +99,13 @@ def read_dataset(root: Path) -> Dataset:
     if not samples or not classes:
         raise DataError(f"{index}: lists no {'image' if classes else 'category'}")
     refuse_leak(samples, str(index))
+    _refuse_same_bytes(data["images"], index)
     text = {key: str(info.get(key, "")) for key in ("product", "licence", "source")}
     return Dataset(root, text["product"], classes, spec, text["licence"], text["source"], samples)
 
 
 def refuse_leak(samples: Sequence[Sample], origin: str) -> None:
-    """Check that no group, and no image, is in two splits.
+    """Check that no group is in two splits.
 
     Raises:
         DataError: one is.
@@ -114,8 +115,20 @@ def refuse_leak(samples: Sequence[Sample], origin: str) -> None:
         before = split_of.setdefault(sample.group, sample.split)
         if before != sample.split:
             raise DataError(
-                f"{origin}: the group {sample.group!r} is in {before} and in {sample.split} ({sample.name}); neighbours "
-                "on both sides make figures look better than they are: keep a group on one side"
+                f"{origin}: the group {sample.group!r} is in {before} and in {sample.split} ({sample.name}); "
+                "neighbours on both sides make figures look better than they are: keep a group on one side"
+            )
+
+
+def _refuse_same_bytes(records: Sequence[Mapping[str, Any]], index: Path) -> None:
+    """Check that no image file is in two splits under two names."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        before = first.setdefault(str(record.get("sha256") or record["file_name"]), record)
+        if before["split"] != record["split"]:
+            raise DataError(
+                f"{index}: {before['file_name']} ({before['split']}) and {record['file_name']} ({record['split']}) are "
+                "the same image; keep it on one side"
             )
 
 

@@ -76,6 +76,7 @@ def test_truth_is_in_order(tmp_path):
         (lambda d: d["annotations"][0].update(image_id=99), ["image id 99"]),
         (lambda d: d["images"][0].update(split="test"), ["'test'", "train or validation"]),
         (lambda d: d["images"][0].update(split="validation"), ["'A'", "neighbours"]),
+        (lambda d: d["images"][0].update(sha256=d["images"][-1]["sha256"]), ["A/0.png", "B/3.png", "the same image"]),
         (lambda d: d["images"][0].update(file_name="no.png"), ["no.png", "missing"]),
         (lambda d: d.pop("info"), ["cannot be read", "info"]),
         (lambda d: d["images"].clear() or d["annotations"].clear(), ["lists no image"]),
