@@ -107,9 +107,10 @@ def giou(a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
     return inter / (union + 1e-6) - (hull - union) / (hull + 1e-6)
 
 
-def _assign_batch(
+def assign_batch(
     cls: paddle.Tensor, reg: paddle.Tensor, truth: Sequence[Truth], stride: int, config: LossConfig
 ) -> list[Targets]:
+    """The targets of each image of a batch, from the network's outputs as `detection_loss` takes them."""
     batch, classes, height, width = cls.shape
     centres = cell_centres(height, width, stride)
     scores = F.sigmoid(cls.detach()).numpy().reshape(batch, classes, -1).transpose(0, 2, 1)  # (B, A, C)
@@ -122,7 +123,12 @@ def _assign_batch(
 
 
 def detection_loss(
-    cls: paddle.Tensor, reg: paddle.Tensor, truth: Sequence[Truth], stride: int, config: LossConfig
+    cls: paddle.Tensor,
+    reg: paddle.Tensor,
+    truth: Sequence[Truth],
+    stride: int,
+    config: LossConfig,
+    found: list[Targets] | None = None,
 ) -> tuple[paddle.Tensor, dict[str, float]]:
     """Loss of a batch, and its parts for the progress line.
 
@@ -130,9 +136,10 @@ def detection_loss(
 
     Args:
         cls: (B, C, H, W) logits. reg: (B, 4, H, W) raw distances. truth: the labels of each image.
+        found: targets of `assign_batch` to keep to; None: those that these outputs choose.
     """
     batch = cls.shape[0]
-    found = _assign_batch(cls, reg, truth, stride, config)
+    found = assign_batch(cls, reg, truth, stride, config) if found is None else found
     image = np.concatenate([np.full(len(t.cell), i) for i, t in enumerate(found)]).astype(np.int64)
     cell = np.concatenate([t.cell for t in found]).astype(np.int64)
     counts = np.concatenate([t.quality * t.weight for t in found])
