@@ -7,11 +7,10 @@ the network it came from; the ARM `.nb` is compiled from the same folder and can
 from __future__ import annotations
 
 import argparse
-import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +20,13 @@ from tqdm import tqdm
 
 from edge.boxes import Float
 from edge.preprocess import InputSpec
+from tools.checkpoint import network_of, read_checkpoint
 from tools.dataset import sha256_file
 from tools.errors import ToolError
 from tools.network import MULTIPLE
-from tools.paddle_model import PROGRAM, WEIGHTS, compile_nb, save_layer
+from tools.paddle_model import PROGRAM, WEIGHTS, compile_nb, require_model, save_layer
 from tools.run_record import write_record
-from tools.runtimes import LayerPredictor, load_network, open_predictor
+from tools.runtimes import LayerPredictor, open_predictor
 
 OPSET = 13
 TOLERANCE = 2e-3  # of the raw outputs, whose range is about -10 to 10
@@ -36,43 +36,24 @@ FOLDER, ONNX = "fp32", "detector.onnx"
 LITE = {"detector.x86_64.fp32.nb": "x86", "detector.armv8.fp32.nb": "arm"}  # name: the compiler's word for the target
 
 
-@dataclass(frozen=True)
-class Contract:
-    """What a checkpoint says of its detector: class names by class id, and the input it was trained for."""
-
-    classes: tuple[str, ...]
-    spec: InputSpec
-
-
-def read_contract(checkpoint: Path) -> Contract:
-    """Classes and input of a checkpoint.
+def check_size(spec: InputSpec, checkpoint: Path) -> None:
+    """Whether the network can take the checkpoint's input at all.
 
     Raises:
-        ToolError: not a checkpoint of `train`, or one whose input the network cannot take.
+        ToolError: a side is no multiple of the network's deepest stride.
     """
-    if not checkpoint.is_file():
-        raise ToolError(f"{checkpoint}: missing; `python -m tools train` writes it")
-    try:
-        state = paddle.load(str(checkpoint), return_numpy=True)
-        size = state["input"]
-        spec = InputSpec(int(size["width"]), int(size["height"]), int(size["channels"]))
-        classes = tuple(str(name) for name in state["classes"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise ToolError(
-            f"{checkpoint}: cannot be read as a checkpoint of `train` ({type(error).__name__}: {error}); "
-            "it is damaged or of another version: train again, or take the checkpoint before it"
-        ) from error
     if spec.width % MULTIPLE or spec.height % MULTIPLE:
         raise ToolError(f"{checkpoint}: input {spec.width}x{spec.height}, both sides must be multiples of {MULTIPLE}")
-    return Contract(classes, spec)
 
 
 def write_onnx(folder: Path, target: Path) -> None:
     """Convert a Paddle model folder to ONNX with paddle2onnx.
 
     Raises:
-        ToolError: the converter failed; holds the end of what it said.
+        ToolError: no model there, or the converter failed; holds the end of what it said.
     """
+    require_model(folder)  # the converter ends well without one
+    target.unlink(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "paddle2onnx.command", "--model_dir", str(folder), "--model_filename", PROGRAM]
     command += ["--params_filename", WEIGHTS, "--save_file", str(target), "--opset_version", str(OPSET)]
@@ -80,7 +61,7 @@ def write_onnx(folder: Path, target: Path) -> None:
         child = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise ToolError(f"paddle2onnx took over {CONVERT_TIMEOUT_S:.0f} s for {folder}") from error
-    if child.returncode != 0 or not target.is_file():
+    if child.returncode != 0 or not target.is_file() or not target.stat().st_size:  # it fails with 0 and an empty file
         said = "\n".join((child.stdout + child.stderr).strip().splitlines()[-5:])
         raise ToolError(f"paddle2onnx failed on {folder} ({child.returncode}): {said}")
 
@@ -129,15 +110,16 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """Run the step: write all forms, then check that they agree with the network they came from."""
     args = parser().parse_args(arguments)
-    contract = read_contract(args.checkpoint)
-    network = load_network(args.checkpoint)
-    write_all(network, contract.spec, args.out)
+    saved = read_checkpoint(args.checkpoint)
+    check_size(saved.spec, args.checkpoint)
+    network = network_of(saved, args.checkpoint)
+    write_all(network, saved.spec, args.out)
     results = {
-        "largest_difference": check_parity(network, contract.spec, args.out),
+        "largest_difference": check_parity(network, saved.spec, args.out),
         "bytes": {path.name: path.stat().st_size for path in sorted(args.out.glob("detector.*")) if path.is_file()},
         "parameters": int(sum(p.size for p in network.parameters() if not p.stop_gradient)),
-        "classes": list(contract.classes),
-        "input": asdict(contract.spec),
+        "classes": list(saved.classes),
+        "input": asdict(saved.spec),
     }
     settings = {**vars(args), "checkpoint_sha256": sha256_file(args.checkpoint)}
     write_record(args.out / "export.json", "export", settings, results)

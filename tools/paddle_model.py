@@ -46,6 +46,17 @@ def save_layer(network: nn.Layer, folder: Path, spec: InputSpec) -> None:
     paddle.jit.save(network, str(folder / "model"), input_spec=[traced])
 
 
+def require_model(folder: Path) -> None:
+    """Whether the folder holds a Paddle model.
+
+    Raises:
+        ToolError: it does not; names the missing file.
+    """
+    for name in (PROGRAM, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ToolError(f"{folder / name}: missing, so {folder} is not a Paddle model folder")
+
+
 @dataclass
 class StaticModel:
     """A loaded program with its executor and its own weights' scope."""
@@ -63,9 +74,7 @@ class StaticModel:
         Raises:
             ToolError: the folder does not hold a Paddle model.
         """
-        for name in (PROGRAM, WEIGHTS):
-            if not (folder / name).is_file():
-                raise ToolError(f"{folder / name}: missing, so {folder} is not a Paddle model folder")
+        require_model(folder)
         scope = paddle.static.Scope()
         executor = paddle.static.Executor(paddle.CPUPlace())
         with static_mode(), paddle.static.scope_guard(scope):
@@ -104,9 +113,11 @@ def compile_nb(folder: Path, target: Path, places: str) -> None:
     """Compile a Paddle model to an `.nb` for `places` ("x86" or "arm"), in a child process.
 
     Raises:
-        ToolError: the compiler died or wrote nothing; holds the end of what it said.
+        ToolError: no model there, or the compiler died or wrote nothing; holds the end of what it said.
     """
+    require_model(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # what an earlier run wrote must not pass for this one's
     stem = target.with_suffix("")  # the compiler adds .nb
     command = [sys.executable, "-m", "tools.paddle_model", str(folder), str(stem), places]
     try:
