@@ -127,12 +127,14 @@ class Evidence:
     """Everything the device saw of a split.
 
     Attributes:
-        samples: the labelled images. seen: what was found on each. templates: what was found on defect-free pictures.
+        samples: the labelled images. seen: what was found on each.
+        templates: what was found on defect-free pictures. owners: which sample each of these belongs to.
     """
 
     samples: Sequence[Sample]
     seen: Sequence[Seen]
     templates: Sequence[Seen]
+    owners: Sequence[int]
     classes: tuple[str, ...]
 
     @property
@@ -145,6 +147,18 @@ class Evidence:
         """Parts that are known to have none."""
         pairs = zip(self.samples, self.seen, strict=True)
         return [*self.templates, *(seen for sample, seen in pairs if not len(sample.xyxy) and sample.known.all())]
+
+    def part(self, images: np.ndarray) -> Evidence:
+        """Only the samples that are True in `images`, (samples,) bool, with their templates."""
+        place = np.cumsum(images) - 1
+        mine = [i for i, owner in enumerate(self.owners) if images[owner]]
+        return Evidence(
+            [sample for sample, keep in zip(self.samples, images, strict=True) if keep],
+            [seen for seen, keep in zip(self.seen, images, strict=True) if keep],
+            [self.templates[i] for i in mine],
+            [int(place[self.owners[i]]) for i in mine],
+            self.classes,
+        )
 
     @property
     def found(self) -> list[Detections]:
@@ -162,14 +176,14 @@ def gather(
 ) -> Evidence:
     """Let the device's code look at the samples and their templates, each once."""
     detector = Detector(predictor, data.spec, settings_of(recipe.detect))
-    templates = {sample.template: sample for sample in samples if sample.template is not None}
-    work = [(sample.image, sample) for sample in samples] + list(templates.items())
+    owners = {sample.template: i for i, sample in enumerate(samples) if sample.template is not None}
+    work = [(sample.image, sample) for sample in samples] + [(path, samples[i]) for path, i in owners.items()]
     seen = []
-    for path, sample in tqdm(work, "evaluate", mininterval=5):
+    for path, sample in tqdm(work, "detect", mininterval=5):
         name = str(path.relative_to(data.root))
         stored = kept.once(name, lambda path=path: _look(read_image(path, data.spec.channels), detector, recipe))
         seen.append(Seen(name, sample.group, _unpack(stored), stored["cause"]))
-    return Evidence(samples, seen[: len(samples)], seen[len(samples) :], data.classes)
+    return Evidence(samples, seen[: len(samples)], seen[len(samples) :], list(owners.values()), data.classes)
 
 
 def _look(image: Image, detector: Detector, recipe: Recipe) -> dict[str, Any]:
