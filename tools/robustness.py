@@ -12,6 +12,7 @@ and not on the attacked one. On a good part it succeeds by a false alarm: NG whe
 from __future__ import annotations
 
 import argparse
+import textwrap
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -415,7 +416,7 @@ def draw(results: Mapping[str, Any], roles: Sequence[str], path: Path) -> None:
         for k, role in enumerate(roles):
             heights = np.arange(len(rows)) + (k - (len(roles) - 1) / 2) * 0.35
             last.barh(heights, [values[k] for _, values in rows], 0.35, label=role)
-        last.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=6)
+        last.set_yticks(range(len(rows)), [textwrap.fill(name, 26) for name, _ in rows], fontsize=6)
         last.invert_yaxis()
 
 
