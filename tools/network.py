@@ -41,15 +41,15 @@ class NetworkConfig:
 
     classes: int = 6
     channels: int = 1
-    stem: int = 16
+    stem: int = 24
     width8: int = 64
-    width16: int = 96
+    width16: int = 128
     width32: int = 128
-    depth8: int = 2
-    depth16: int = 3
-    depth32: int = 2
+    depth8: int = 1
+    depth16: int = 4
+    depth32: int = 1
     kernel: int = 5
-    expand: float = 2.0
+    expand: float = 3.0
     neck: int = 64
     drop_path: float = 0.0
     block: str = "mixer"
