@@ -31,9 +31,13 @@ from tools.formats import FORMATS
 from tools.formats.raw import Problems, RawBox, RawData, RawImage
 from tools.journal import Journal
 from tools.run_record import write_record
+from tools.split import choose_groups
 
 # A box may reach this far out of its image and is clipped: rounding, or counting pixels from 1 instead of 0.
 PROTRUDING_PX = 1.0
+RECORD = "import.json"
+# Names of images in one message.
+NAMES_SHOWN = 5
 # Sides of the input are multiples of this, the detector's deepest stride.
 SIDE_MULTIPLE = 32
 
@@ -96,23 +100,28 @@ def main(arguments: list[str]) -> None:
     problems = Problems()
     reader = importlib.import_module(f"tools.formats.{args.format}")
     raw: RawData = reader.read(args.source, problems)
+    refuse_other_format(raw, args, problems)
     classes = class_names(args.classes, raw, problems)
     images = select(raw.images, args.exclude, args.unlabelled, problems)
     groups = groups_of(images, args.group, problems)
-    known = known_ids(args.known, list(dict.fromkeys(classes.values())), problems)
+    names = list(dict.fromkeys(classes.values()))
+    known = known_ids(args.known, names, problems)
     measured = measure_all(images, args, problems)
     records = index_records(images, groups, measured, classes, known, problems)
     problems.raise_any(str(args.source))  # a split of what is wrong would only add strange messages
-    names = list(dict.fromkeys(classes.values()))
     split_records(records, names, known, args, problems)
     problems.raise_any(str(args.source))
     copy_all(images, args.out, measured, args.link)
     write_index(args, names, known, records)
     dataset = read_dataset(args.out)
     counts = summary(dataset)
-    settings = {**vars(args), "data_sha256": data_hash(dataset.samples)}
-    write_record(args.out / "import.json", "import", settings, {"splits": counts, "left_out": raw_count(raw, images)})
+    settings = {**vars(args), "source": source_of(args), "data_sha256": data_hash(dataset.samples)}
+    write_record(args.out / RECORD, "import", settings, {"splits": counts, "left_out": len(raw.images) - len(images)})
     print(table(counts, dataset.classes))
+    for name, boxes in counts["validation"]["boxes"].items():
+        if not boxes:
+            print(f"note: the class {name!r} has no box in the validation split, so it will not be measured")
+    print(f"{args.out / INDEX}: look at it with `python -m tools curate`")
 
 
 def refuse_arguments(args: argparse.Namespace) -> None:
@@ -130,6 +139,40 @@ def refuse_arguments(args: argparse.Namespace) -> None:
         raise ToolError(f"--out {args.out} lies in --source {args.source}; choose a folder outside of the raw data")
     for name in ("group", "exclude"):
         compile_pattern(getattr(args, name), f"--{name}")
+    refuse_other_dataset(args)
+
+
+def source_of(args: argparse.Namespace) -> str:
+    """The source as the run record has it."""
+    return str(args.source.resolve())
+
+
+def refuse_other_dataset(args: argparse.Namespace) -> None:
+    """Check that `--out` does not hold a dataset of another source.
+
+    Raises:
+        ToolError: it does.
+    """
+    if not (args.out / INDEX).exists():
+        return
+    try:
+        source = json.loads((args.out / RECORD).read_text(encoding="utf-8"))["settings"]["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        source = "something else"
+    if source != source_of(args):
+        raise ToolError(f"--out {args.out}: holds a dataset made of {source}; name a new folder")
+
+
+def refuse_other_format(raw: RawData, args: argparse.Namespace, problems: Problems) -> None:
+    """Check that the format fits the source at all.
+
+    Raises:
+        DataError: images, and a label for none of them.
+    """
+    if raw.images and not problems.found and all(image.boxes is None for image in raw.images):
+        raise DataError(
+            f"{args.source}: {len(raw.images)} images and no {args.format} label for any of them; is --format right?"
+        )
 
 
 def compile_pattern(pattern: str | None, option: str) -> re.Pattern[str] | None:
@@ -204,10 +247,12 @@ def groups_of(images: Sequence[RawImage], pattern: str | None, problems: Problem
         if compiled is not None:
             found = compiled.search(image.name)
             group = next((part for part in found.groups() if part), None) if found else None
-        if not group:
-            why = f"does not match --group {pattern!r}" if compiled else "is in no group; give --group REGEX"
-            problems.add(f"{image.name}: {why}")
         groups.append(group or "")
+    without = [image.name for image, group in zip(images, groups, strict=True) if not group]
+    if without:
+        more = f" and {len(without) - NAMES_SHOWN} more" if len(without) > NAMES_SHOWN else ""
+        why = f"--group {pattern!r} does not match" if compiled else "give --group REGEX; no group is known for"
+        problems.add(f"{why} {', '.join(without[:NAMES_SHOWN])}{more}")
     return groups
 
 
@@ -371,7 +416,7 @@ def listed(names: Sequence[str]) -> str:
 def refuse_empty_classes(
     records: Sequence[dict[str, Any]], names: Sequence[str], known: Sequence[int] | None, problems: Problems
 ) -> None:
-    """Note classes with nothing to learn from; say which cannot be measured."""
+    """Note classes with nothing to learn from."""
     for kind, name in enumerate(names, 1):
         if known is not None and kind not in known:
             continue
@@ -382,8 +427,6 @@ def refuse_empty_classes(
                 f"the class {name!r} has no box in the training split ({where}); leave it out of --classes, or "
                 "move a group that shows it out of --validation"
             )
-        elif not count["validation"]:
-            print(f"note: the class {name!r} has no box in the validation split, so it will not be measured")
 
 
 def refuse_same_image(records: Sequence[dict[str, Any]], problems: Problems) -> None:
@@ -396,57 +439,6 @@ def refuse_same_image(records: Sequence[dict[str, Any]], problems: Problems) -> 
                 f"{record['file_name']} ({record['split']}) is the same file as {before['file_name']} "
                 f"({before['split']}): the groups {record['group']!r} and {before['group']!r} leak into each other"
             )
-
-
-def choose_groups(records: Sequence[Mapping[str, Any]], share: float, classes: int) -> set[str]:
-    """Whole groups that hold about `share` of the images and of each class's boxes; always the same ones.
-
-    Each class is in both splits if the groups allow it. Local search: add, remove or swap groups while that brings
-    the shares nearer.
-
-    >>> one = {"group": "a", "boxes": [(1, None)]}
-    >>> choose_groups([one, one, {**one, "group": "b"}, {**one, "group": "c"}], 0.25, 1)
-    {'b'}
-    """
-    groups = sorted({record["group"] for record in records})
-    place = {group: k for k, group in enumerate(groups)}
-    counts = np.zeros((len(groups), classes + 2))  # images, images without a box, boxes of each class
-    for record in records:
-        row = counts[place[record["group"]]]
-        row[0] += 1
-        row[1] += not record["boxes"]
-        for kind, _ in record["boxes"]:
-            row[1 + kind] += 1
-    counts = counts[:, counts.sum(axis=0) > 0]
-    counts /= counts.sum(axis=0)
-    chosen = np.zeros(len(groups), bool)
-    cost = _split_cost(chosen[None] @ counts, share)[0]
-    while True:
-        options = _neighbours(chosen)
-        costs = _split_cost(options @ counts, share)
-        best = int(np.argmin(costs))
-        if costs[best] >= cost - 1e-9:
-            return {group for group, taken in zip(groups, chosen, strict=True) if taken}
-        chosen, cost = options[best], costs[best]
-
-
-def _split_cost(shares: np.ndarray, share: float) -> np.ndarray:
-    """How bad splits are, given the shares (M, K) that validation has of K kinds of things."""
-    # A kind that is missing outweighs any distance from the wanted share; most where it is missing to train on.
-    unmeasured, untrained = shares < 1e-9, shares > 1 - 1e-9
-    off = np.abs(shares - share)
-    return 10.0 * unmeasured.sum(axis=1) + 100.0 * untrained.sum(axis=1) + off[:, 0] + off.mean(axis=1)
-
-
-def _neighbours(chosen: np.ndarray) -> np.ndarray:
-    """All choices (M, groups) that differ by one group, or by one swapped for another where that is few enough."""
-    eye = np.eye(len(chosen), dtype=bool)
-    single = chosen ^ eye
-    inside, outside = np.flatnonzero(chosen), np.flatnonzero(~chosen)
-    if len(inside) * len(outside) > 20_000:
-        return single
-    swaps = chosen ^ eye[np.repeat(inside, len(outside))] ^ eye[np.tile(outside, len(inside))]
-    return np.concatenate([single, swaps])
 
 
 def copy_all(images: Sequence[RawImage], out: Path, measured: Mapping[Path, Measured], link: bool) -> None:
@@ -522,8 +514,3 @@ def table(counts: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> st
         rows.append([split, *map(str, numbers)])
     widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def raw_count(raw: RawData, images: Sequence[RawImage]) -> int:
-    """How many images of the source were left out on request."""
-    return len(raw.images) - len(images)

@@ -13,7 +13,8 @@ from tests.tools.tiny import tiny_dataset
 from tools import import_data
 from tools.dataset import data_hash, read_dataset, read_image
 from tools.errors import DataError, ToolError
-from tools.import_data import choose_groups, main
+from tools.import_data import main
+from tools.split import choose_groups
 
 LOTS = {"lot1": 3, "lot2": 3, "lot3": 2}
 
@@ -225,7 +226,16 @@ def test_all_groups_in_validation(raw):
 
 def test_a_pattern_that_does_not_match(raw):
     text = refusal(raw, group="(lot[12])_")
-    assert "images/lot3_0.png: does not match --group" in text and "2 problems" in text
+    assert "'(lot[12])_' does not match images/lot3_0.png, images/lot3_1.png" in text
+
+
+def test_no_group(raw):
+    text = refusal(raw, group=None)
+    assert "give --group REGEX" in text and "images/lot1_0.png" in text and "and 3 more" in text
+
+
+def test_another_format(raw):
+    assert "8 images and no voc label for any of them; is --format right?" in refusal(raw, format="voc")
 
 
 def test_the_same_image_on_both_sides(raw):
@@ -256,6 +266,19 @@ def test_labels_drawn_on_another_size(tmp_path):
 )
 def test_arguments_that_cannot_be(raw, change, more, words):
     assert words in refusal(raw, *more, **change)
+
+
+def test_out_that_holds_another_dataset(raw, tmp_path):
+    other = tiny_dataset(tmp_path / "data")
+    with pytest.raises(ToolError, match="something else; name a new folder"):
+        run(raw)
+    assert read_dataset(other).product == "tiny"
+
+
+def test_a_broken_label_is_not_taken_for_another_format(tmp_path):
+    draw(tmp_path / "raw/a.png", 1)
+    (tmp_path / "raw/a.json").write_text("{")
+    assert "a.json:1: is not JSON" in refusal(tmp_path / "raw", format="labelme")
 
 
 def test_out_within_source(raw):
