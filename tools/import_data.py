@@ -99,10 +99,11 @@ def main(arguments: list[str]) -> None:
     refuse_arguments(args)
     problems = Problems()
     reader = importlib.import_module(f"tools.formats.{args.format}")
-    raw: RawData = reader.read(args.source, problems)
+    exclude = compile_pattern(args.exclude, "--exclude")
+    raw: RawData = reader.read(args.source, problems, lambda name: bool(exclude and exclude.search(name)))
     refuse_other_format(raw, args, problems)
     classes = class_names(args.classes, raw, problems)
-    images = select(raw.images, args.exclude, args.unlabelled, problems)
+    images = select(raw.images, args.unlabelled, problems)
     groups = groups_of(images, args.group, problems)
     names = list(dict.fromkeys(classes.values()))
     known = known_ids(args.known, names, problems)
@@ -116,7 +117,8 @@ def main(arguments: list[str]) -> None:
     dataset = read_dataset(args.out)
     counts = summary(dataset)
     settings = {**vars(args), "source": source_of(args), "data_sha256": data_hash(dataset.samples)}
-    write_record(args.out / RECORD, "import", settings, {"splits": counts, "left_out": len(raw.images) - len(images)})
+    results = {"splits": counts, "unlabelled_skipped": len(raw.images) - len(images)}
+    write_record(args.out / RECORD, "import", settings, results)
     print(table(counts, dataset.classes))
     for name, boxes in counts["validation"]["boxes"].items():
         if not boxes:
@@ -210,10 +212,12 @@ def class_names(wanted: Sequence[str] | None, raw: RawData, problems: Problems) 
     mapping: dict[str, str] = {}
     for entry in wanted:
         name, _, sources = entry.partition("=")
+        if not name:
+            problems.add(f"--classes {entry!r} names no class, expected NAME or NAME=SOURCE,...")
         for source in (sources or name).split(","):
             if mapping.setdefault(source, name) != name:
                 problems.add(f"--classes gives {source!r} two names, {mapping[source]!r} and {name!r}")
-    for label in found.keys() - mapping.keys():
+    for label in sorted(found.keys() - mapping.keys()):
         origins = found[label]
         more = f" (and {len(origins) - 1} more)" if len(origins) > 1 else ""
         problems.add(
@@ -223,19 +227,17 @@ def class_names(wanted: Sequence[str] | None, raw: RawData, problems: Problems) 
     return mapping
 
 
-def select(images: Sequence[RawImage], exclude: str | None, unlabelled: str, problems: Problems) -> list[RawImage]:
+def select(images: Sequence[RawImage], unlabelled: str, problems: Problems) -> list[RawImage]:
     """The images to take, those without labels treated as `--unlabelled` says."""
-    pattern = compile_pattern(exclude, "--exclude")
-    taken = [image for image in images if not (pattern and pattern.search(image.name))]
-    without = [image for image in taken if image.boxes is None]
+    without = [image for image in images if image.boxes is None]
     if without and unlabelled == "refuse":
         problems.add(
             f"{without[0].path}: has no labels{f' (and {len(without) - 1} more)' if len(without) > 1 else ''}; look at "
             "them, then say --unlabelled negative (they show no defect) or --unlabelled skip (nobody has looked)"
         )
     if unlabelled == "negative":
-        return [image if image.boxes is not None else replace(image, boxes=()) for image in taken]
-    return [image for image in taken if image.boxes is not None]
+        return [image if image.boxes is not None else replace(image, boxes=()) for image in images]
+    return [image for image in images if image.boxes is not None]
 
 
 def groups_of(images: Sequence[RawImage], pattern: str | None, problems: Problems) -> list[str]:
@@ -308,7 +310,7 @@ def index_records(
     records: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
     for image, group in zip(images, groups, strict=True):
-        if seen.setdefault(image.name, image.origin) is not image.origin:
+        if seen.setdefault(image.name, image.origin) != image.origin:
             problems.add(f"{image.origin}: the image {image.name} is listed twice, first by {seen[image.name]}")
         if ".." in Path(image.name).parts or Path(image.name).is_absolute():
             problems.add(f"{image.origin}: the image {image.name} lies outside of the source folder")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.tools.tiny import tiny_dataset
-from tools import curate, look_alikes
+from tools import curate, findings, look_alikes
 from tools.contact_sheet import COLUMNS, ROWS, TILE_PX, Tile, cut_out, cut_window, page, picture, whole, write_sheets
 from tools.curate import main, read_list
 from tools.dataset import read_dataset, read_image, sha256_file
@@ -247,6 +247,8 @@ def test_what_apply_refuses(data, tmp_path):
     (tmp_path / "list.txt").write_text("images/none.png\n")
     with pytest.raises(DataError, match=r"does not list images/none.png"):
         run(data, "--apply", str(tmp_path / "new"), "--list", str(tmp_path / "list.txt"))
+    with pytest.raises(ToolError, match="goes with --apply"):
+        run(data, "--list", str(tmp_path / "list.txt"))
     with pytest.raises(ToolError, match="cannot be read"):
         run(data, "--apply", str(tmp_path / "newer"), "--list", str(tmp_path / "no.txt"))
 
@@ -268,8 +270,8 @@ def test_balance_is_judged(data, capsys):
 def test_again_examines_only_what_is_new(data, monkeypatch):
     run(data)
     seen = []
-    broken = curate.broken
-    monkeypatch.setattr(curate, "broken", lambda path: seen.append(path.name) or broken(path))
+    broken = findings.broken
+    monkeypatch.setattr(findings, "broken", lambda path: seen.append(path.name) or broken(path))
     replace(data, "images/A/0.png", textured(70))
     shutil.rmtree(data.parent / "out/thumbs")
     assert run(data)[1] == {}

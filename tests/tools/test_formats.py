@@ -326,6 +326,7 @@ def annotation(**change):
         (coco_file(annotations=[{"id": 1}]), ["annotations[0]", "lacks `image_id`"]),
         (coco_file(images=[*TWO, {"id": 8}]), ["images[2]", "lacks `file_name`"]),
         (coco_file(images=[*TWO, {"id": 8, "file_name": "z.jpg"}]), ["images[2]", "z.jpg is missing"]),
+        (coco_file(images=[*TWO, {"id": [8], "file_name": "b.jpg"}]), ["images[2]", "`id` is [8]"]),
         (coco_file(images=[*TWO, {"id": 5, "file_name": "b.jpg"}]), ["images[2]", "id 5"]),
         (coco_file(categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]), ["categories[1]", "id 3"]),
     ],

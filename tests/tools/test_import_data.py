@@ -143,6 +143,7 @@ def test_unlabelled_images_are_refused_by_default(raw):
 
 def test_excluded_images(raw):
     draw(raw / "images/lot1_x.png", 78)
+    (raw / "labels/lot1_0.txt").write_text("nothing is said about what is left out\n")
     assert len(read_dataset(run(raw, "--exclude", "lot1_(0|x)")).samples) == 7
 
 
@@ -222,6 +223,30 @@ def test_validation_group_that_nobody_has(raw):
 
 def test_all_groups_in_validation(raw):
     assert "none is left to train on" in refusal(raw, "--validation", "lot1", "lot2", "lot3")
+
+
+def test_class_options_that_cannot_be(raw):
+    assert "'hole' two names, 'a' and 'b'" in refusal(raw, "--classes", "a=hole", "b=hole,bar")
+    assert "'=bar' names no class" in refusal(raw, "--classes", "hole", "=bar")
+
+
+def test_excluded_records_of_one_file(tmp_path):
+    source = tiny_dataset(tmp_path / "raw")
+    data = json.loads((source / "dataset.json").read_text())
+    (source / data["images"][0]["file_name"]).unlink()
+    data["annotations"][0]["category_id"] = 77
+    (source / "dataset.json").write_text(json.dumps(data))
+    text = refusal(source, "--validation", "B", format="coco", group=None)
+    assert "images[0]" in text and "annotations[0]" in text
+    out = run(source, "--validation", "B", "--exclude", "A/0", format="coco", group=None)
+    assert len(read_dataset(out).samples) == 7
+
+
+def test_excluded_lines_of_a_list(pcb_root):
+    (pcb_root / "groupA/a/0_temp.jpg").unlink()
+    more = ("--validation", "groupB", "--classes", "pin-hole")
+    assert "trainval.txt:1: the template" in refusal(pcb_root, *more, format="deeppcb", group=None)
+    assert len(read_dataset(run(pcb_root, *more, "--exclude", "A/a/0", format="deeppcb", group=None)).samples) == 7
 
 
 def test_a_pattern_that_does_not_match(raw):

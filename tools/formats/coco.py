@@ -9,15 +9,26 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tools.errors import DataError
-from tools.formats.raw import IMAGE_SUFFIXES, Problems, RawBox, RawData, RawImage, bounds, find_files, read_text
+from tools.formats.raw import (
+    IMAGE_SUFFIXES,
+    Problems,
+    RawBox,
+    RawData,
+    RawImage,
+    Skip,
+    bounds,
+    find_files,
+    read_text,
+    take_all,
+)
 
 
-def read(source: Path, problems: Problems) -> RawData:
+def read(source: Path, problems: Problems, skip: Skip = take_all) -> RawData:
     """Every image of every COCO file below `source`, or of the one file that `source` names.
 
     Raises:
@@ -35,13 +46,13 @@ def read(source: Path, problems: Problems) -> RawData:
             record = _load(index, must=source.is_file())
             if record is not None:
                 classes |= dict.fromkeys(_names(record, index).values())
-                images += _images(record, index, root, files, problems)
+                images += _images(record, index, root, files, problems, skip)
     if not images and not problems.found:
         raise DataError(f"{source}: holds no COCO file, a JSON with `images`, `annotations` and `categories`")
     listed = {image.path for image in images} | {image.template for image in images}
     rest = sorted(path for paths in files.values() for path in paths if path not in listed)
     images += [RawImage(path.relative_to(root).as_posix(), path, None, str(path)) for path in rest]
-    return RawData(images, tuple(classes))
+    return RawData([image for image in images if not skip(image.name)], tuple(classes))
 
 
 def _load(path: Path, must: bool) -> Mapping[str, Any] | None:
@@ -84,12 +95,20 @@ def _identifier(entry: Mapping[str, Any], key: str, origin: str) -> int | str:
 
 
 def _images(
-    record: Mapping[str, Any], index: Path, root: Path, files: Mapping[str, Sequence[Path]], problems: Problems
+    record: Mapping[str, Any],
+    index: Path,
+    root: Path,
+    files: Mapping[str, Sequence[Path]],
+    problems: Problems,
+    skip: Skip,
 ) -> list[RawImage]:
-    boxes = _boxes_by_image(record, index, problems)
+    skipped = {str(entry.get("id")) for entry in record["images"] if skip(str(entry.get("file_name")))}
+    boxes = _boxes_by_image(record, index, problems, skipped)
     images, seen = [], set()
     for place, entry in enumerate(record["images"]):
         origin = f"{index}: images[{place}]"
+        if str(entry.get("id")) in skipped:
+            continue
         with problems.collect():
             identifier, name = _identifier(entry, "id", origin), str(_identifier(entry, "file_name", origin))
             if identifier in seen:
@@ -135,11 +154,15 @@ def _size(entry: Mapping[str, Any], origin: str) -> tuple[int, int] | None:
         raise DataError(f"{origin}: width {width!r} and height {height!r} are not numbers") from error
 
 
-def _boxes_by_image(record: Mapping[str, Any], index: Path, problems: Problems) -> dict[Any, list[RawBox]]:
+def _boxes_by_image(
+    record: Mapping[str, Any], index: Path, problems: Problems, skipped: Collection[str]
+) -> dict[Any, list[RawBox]]:
     names = _names(record, index)
     found: dict[Any, list[RawBox]] = defaultdict(list)
     for place, entry in enumerate(record["annotations"]):
         origin = f"{index}: annotations[{place}]"
+        if str(entry.get("image_id")) in skipped:
+            continue
         with problems.collect():
             image, kind = (_identifier(entry, key, origin) for key in ("image_id", "category_id"))
             if kind not in names:

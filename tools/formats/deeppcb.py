@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tools.errors import DataError
-from tools.formats.raw import Problems, RawBox, RawData, RawImage, read_text
+from tools.formats.raw import Problems, RawBox, RawData, RawImage, Skip, read_text, take_all
 
 INDEX = "trainval.txt"
 
@@ -19,7 +19,7 @@ INDEX = "trainval.txt"
 CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")
 
 
-def read(source: Path, problems: Problems) -> RawData:
+def read(source: Path, problems: Problems, skip: Skip = take_all) -> RawData:
     """Every pair that `trainval.txt` lists, in its order.
 
     Raises:
@@ -30,7 +30,7 @@ def read(source: Path, problems: Problems) -> RawData:
         raise DataError(f"{index}: missing; --source must name the unpacked DeepPCB folder that holds it")
     images = []
     for number, line in enumerate(read_text(index).splitlines(), 1):
-        if line.strip():
+        if line.strip() and not skip(_name(line)):
             with problems.collect():
                 images.append(_entry(source, line, f"{index}:{number}", problems))
     if not images:
@@ -38,12 +38,17 @@ def read(source: Path, problems: Problems) -> RawData:
     return RawData(images, CLASSES)
 
 
+def _name(line: str) -> str:
+    """The inspected board that a line lists."""
+    return f"{line.split()[0].rsplit('.', 1)[0]}_test.jpg"
+
+
 def _entry(source: Path, line: str, origin: str, problems: Problems) -> RawImage:
     fields = line.split()
     if len(fields) != 2:
         raise DataError(f"{origin}: expected 'image.jpg labels.txt', found {line.strip()!r}")
     stem = fields[0].rsplit(".", 1)[0]
-    name = f"{stem}_test.jpg"
+    name = _name(line)
     template = source / f"{stem}_temp.jpg"
     if not template.is_file():
         raise DataError(f"{origin}: the template {template} is missing")

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tools.errors import DataError
-from tools.formats.raw import Problems, RawBox, RawData, RawImage, bounds, pair, read_text
+from tools.formats.raw import Problems, RawBox, RawData, RawImage, Skip, bounds, pair, read_text, take_all
 
 
-def read(source: Path, problems: Problems) -> RawData:
+def read(source: Path, problems: Problems, skip: Skip = take_all) -> RawData:
     """Every image below `source`, with its JSON where there is one.
 
     Raises:
         DataError: no image at all.
     """
     images = []
-    for image, label in pair(source, ".json", problems, _is_label):
+    for image, label in pair(source, ".json", problems, skip, _is_label):
         name = image.relative_to(source).as_posix()
         if label is None:
             images.append(RawImage(name, image, None, str(image)))

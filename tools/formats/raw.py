@@ -11,7 +11,14 @@ from pathlib import Path
 from tools.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+# Tells by an image's name below the source whether to leave it out, so that nothing is said about it either.
+Skip = Callable[[str], bool]
 MOST_SHOWN = 20  # problems; more of them are counted only
+
+
+def take_all(name: str) -> bool:
+    """The `skip` that leaves out nothing."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def find_files(source: Path, suffixes: frozenset[str]) -> list[Path]:
 
 
 def pair(
-    source: Path, suffix: str, problems: Problems, is_label: Callable[[Path], bool]
+    source: Path, suffix: str, problems: Problems, skip: Skip, is_label: Callable[[Path], bool]
 ) -> list[tuple[Path, Path | None]]:
     """Every image below `source` with the label file of the same name, or None where it has none.
 
@@ -112,6 +119,7 @@ def pair(
     Args:
         suffix: of label files, such as ".json".
         problems: takes label files without an image, and pairs that are not unique.
+        skip: images to leave out, with their label files.
         is_label: tells a label file from others of the same suffix; asked only about those without an image.
 
     Raises:
@@ -134,7 +142,7 @@ def pair(
     for path in (p for paths in by_stem.values() for p in paths):
         if path not in used and is_label(path):
             problems.add(f"{path}: its image is missing; no image below {source} belongs to it by name and folder")
-    return [(image, label_of.get(image)) for image in images]
+    return [(image, label_of.get(image)) for image in images if not skip(image.relative_to(source).as_posix())]
 
 
 def _match(images: Sequence[Path], labels: Sequence[Path], source: Path) -> dict[Path, Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from tools.errors import DataError
-from tools.formats.raw import Problems, RawBox, RawData, RawImage, pair
+from tools.formats.raw import Problems, RawBox, RawData, RawImage, Skip, pair, take_all
 
 
 @dataclass
@@ -80,14 +80,14 @@ def parse_xml(path: Path) -> Element:
     return stack[0].children[0]
 
 
-def read(source: Path, problems: Problems) -> RawData:
+def read(source: Path, problems: Problems, skip: Skip = take_all) -> RawData:
     """Every image below `source`, with its XML where there is one.
 
     Raises:
         DataError: no image at all.
     """
     images = []
-    for image, label in pair(source, ".xml", problems, _is_label):
+    for image, label in pair(source, ".xml", problems, skip, _is_label):
         name = image.relative_to(source).as_posix()
         if label is None:
             images.append(RawImage(name, image, None, str(image)))

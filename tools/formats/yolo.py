@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 
 from tools.errors import DataError
-from tools.formats.raw import Problems, RawBox, RawData, RawImage, bounds, find_files, pair, read_text
+from tools.formats.raw import Problems, RawBox, RawData, RawImage, Skip, bounds, find_files, pair, read_text, take_all
 
 NAME_FILES = ("classes.txt", "obj.names")
 
 
-def read(source: Path, problems: Problems) -> RawData:
+def read(source: Path, problems: Problems, skip: Skip = take_all) -> RawData:
     """Every image below `source`, with its text file where there is one.
 
     Raises:
@@ -28,7 +28,7 @@ def read(source: Path, problems: Problems) -> RawData:
     """
     names = _class_names(source)
     images = []
-    for image, label in pair(source, ".txt", problems, _is_label):
+    for image, label in pair(source, ".txt", problems, skip, _is_label):
         name = image.relative_to(source).as_posix()
         if label is None:
             images.append(RawImage(name, image, None, str(image)))
