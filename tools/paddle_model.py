@@ -6,10 +6,9 @@ A model is a folder with `model.pdmodel` (program) and `model.pdiparams` (weight
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +95,13 @@ class StaticModel:
             outputs = self.executor.run(self.program, {self.feeds[0]: tensor}, self.fetches)
         return [np.asarray(out, np.float32) for out in outputs]
 
+    def values(self, tensor: Float, names: Sequence[str]) -> list[Float]:
+        """What the named variables inside the program hold for one input (1, C, H, W)."""
+        block = self.program.global_block()
+        with static_mode(), paddle.static.scope_guard(self.scope):
+            outputs = self.executor.run(self.program, {self.feeds[0]: tensor}, [block.var(name) for name in names])
+        return [np.asarray(out, np.float32) for out in outputs]
+
     def operators(self, kind: str) -> list[Any]:
         """All operators of a type, in program order."""
         return [op for op in self.program.global_block().ops if op.type == kind]
@@ -119,7 +125,8 @@ def compile_nb(folder: Path, target: Path, places: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # what an earlier run wrote must not pass for this one's
     stem = target.with_suffix("")  # the compiler adds .nb
-    command = [sys.executable, "-m", "tools.paddle_model", str(folder), str(stem), places]
+    model = (str(folder / PROGRAM), str(folder / WEIGHTS))
+    command = [sys.executable, "-m", "tools.lite_compile", *model, str(stem), places]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -127,19 +134,3 @@ def compile_nb(folder: Path, target: Path, places: str) -> None:
     if child.returncode != 0 or not target.is_file():
         said = "\n".join((child.stdout + child.stderr).strip().splitlines()[-5:])
         raise ToolError(f"Paddle Lite's compiler failed on {folder} for {places} ({child.returncode}): {said}")
-
-
-def _compile(folder: str, stem: str, places: str) -> None:
-    from paddlelite.lite import Opt
-
-    opt = Opt()
-    opt.set_model_file(os.path.join(folder, PROGRAM))
-    opt.set_param_file(os.path.join(folder, WEIGHTS))
-    opt.set_model_type("naive_buffer")
-    opt.set_valid_places(places)
-    opt.set_optimize_out(stem)
-    opt.run()
-
-
-if __name__ == "__main__":
-    _compile(*sys.argv[1:])

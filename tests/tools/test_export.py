@@ -28,7 +28,7 @@ SPEC = InputSpec(128, 64, 3)
 def write(path: Path, config: NetworkConfig = NARROW, spec: InputSpec = SPEC) -> Path:
     paddle.seed(3)
     network = Detector(config)
-    average = {name: value * 1.5 if value.ndim > 1 else value for name, value in copy_state(network).items()}
+    average = {name: value * 1.1 if value.ndim > 1 else value for name, value in copy_state(network).items()}
     says = Saved({}, config, ("pit", "scratch")[: config.classes], spec, "screw")
     write_checkpoint(path, network, average, says, epoch=1)
     return path
@@ -64,7 +64,7 @@ def test_what_is_exported_are_the_averaged_weights(exported: Path) -> None:
     for weights, equal in (("average", True), ("network", False)):
         with paddle.no_grad():
             want, _ = load_network(exported.parent / "last.pdckpt", weights)(paddle.to_tensor(tensor))
-        assert np.allclose(cls, want.numpy(), atol=1e-4) == equal, weights
+        assert np.allclose(cls, want.numpy(), rtol=1e-4, atol=1e-3) == equal, weights
 
 
 def test_a_form_that_differs_fails_the_step(exported: Path) -> None:
