@@ -182,17 +182,22 @@ def gather(
     for path, sample in tqdm(work, "detect", mininterval=5):
         name = str(path.relative_to(data.root))
         stored = kept.once(name, lambda path=path: _look(read_image(path, data.spec.channels), detector, recipe))
-        seen.append(Seen(name, sample.group, _unpack(stored), stored["cause"]))
+        seen.append(Seen(name, sample.group, unpack(stored), stored["cause"]))
     return Evidence(samples, seen[: len(samples)], seen[len(samples) :], list(owners.values()), data.classes)
 
 
 def _look(image: Image, detector: Detector, recipe: Recipe) -> dict[str, Any]:
     found, result = detector.detect(image), gate.check(image, recipe.gate)
-    columns = {"xyxy": found.xyxy.tolist(), "confidence": found.confidence.tolist(), "class": found.class_id.tolist()}
-    return {**columns, "cause": result.cause.value if result.cause else None}
+    return {**pack(found), "cause": result.cause.value if result.cause else None}
 
 
-def _unpack(stored: dict[str, Any]) -> Detections:
+def pack(found: Detections) -> dict[str, Any]:
+    """Boxes as plain data, for a journal; `unpack` gives the same boxes back to the last bit."""
+    return {"xyxy": found.xyxy.tolist(), "confidence": found.confidence.tolist(), "class": found.class_id.tolist()}
+
+
+def unpack(stored: dict[str, Any]) -> Detections:
+    """What `pack` made plain."""
     xyxy = np.array(stored["xyxy"], np.float32).reshape(-1, 4)
     return Detections(xyxy, np.array(stored["confidence"], np.float32), np.array(stored["class"], np.int64))
 
