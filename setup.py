@@ -54,6 +54,7 @@ setup(
             "matplotlib",
             "pandas",
             "pillow",
+            "pycocotools>=2.0.8,<3",  # the reference of mAP50-95
             "pyyaml",
             "pyzmq",
             "requests",
