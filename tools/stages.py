@@ -62,7 +62,7 @@ def draw_classes(axes: Axes, results: Mapping[str, Mapping[str, Any]], classes: 
     """Bars of AP33 by class and pooled, a colour a network."""
     names, width = [*classes, "pooled"], 0.8 / len(results)
     for k, (label, result) in enumerate(results.items()):
-        heights = [*(result["ap33"][name] for name in classes), result["ap33_pooled"]]
+        heights = [*(result["ap33"].get(name, np.nan) for name in classes), result["ap33_pooled"]]
         places = np.arange(len(names)) + (k - (len(results) - 1) / 2) * width
         axes.bar(places, np.nan_to_num(np.array(heights, float)), width, label=label)
     axes.set_xticks(np.arange(len(names)), names, rotation=20)
