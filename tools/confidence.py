@@ -15,7 +15,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ import numpy as np
 from edge import settings
 from edge.boxes import Float
 from edge.recipe import DetectRecipe, Recipe
-from tools.dataset import SPLITS, data_hash, read_dataset
+from tools.dataset import SPLITS, read_dataset
 from tools.errors import DataError, ToolError
-from tools.evaluate import SETTINGS, Evidence, choose_recipe, gather, model_hash, opened, settings_of
-from tools.journal import Journal
+from tools.evaluate import SETTINGS, Evidence, choose_recipe, evidence_of
 from tools.metrics import IOU_DEEPPCB, average_precision, match, operating_point, rank
 from tools.plots import figure
 from tools.run_record import write_record
@@ -429,15 +428,10 @@ def _probability(text: str) -> float:
 def look(args: argparse.Namespace) -> tuple[Recipe, Evidence, dict[str, Any]]:
     """The base recipe, everything the model sees of the split, and what that depends on."""
     data = read_dataset(args.data)
-    samples = data.part(args.split)
     base = choose_recipe(args.recipe, None, data.classes)
     if args.recipe is None and data.product:
         base = Recipe(name=data.product, gate=base.gate, detect=base.detect)
-    chosen = asdict(settings_of(base.detect))
-    depends = {"model": model_hash(args.model), "data": data_hash(samples), "settings": chosen}
-    with opened(args.model, data.spec, data.classes) as predictor:
-        kept = Journal(args.out / "confidence.journal", {**depends, "gate": settings.to_toml(base.gate)})
-        evidence = gather(data, samples, predictor, base, kept)
+    evidence, depends = evidence_of(args.model, data, args.split, base, args.out)
     if all(seen.cause for seen in evidence.bad):
         raise DataError(
             f"{args.data}: no image of the split {args.split} has a labelled defect and passes the gate of the recipe: "

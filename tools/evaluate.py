@@ -186,6 +186,22 @@ def gather(
     return Evidence(samples, seen[: len(samples)], seen[len(samples) :], list(owners.values()), data.classes)
 
 
+def evidence_of(
+    model: Path, data: Dataset, split: str, recipe: Recipe, out: Path
+) -> tuple[Evidence, dict[str, Any]]:
+    """Everything a model sees of a split, and what that depends on, for the run record.
+
+    Kept in `out/detections.journal`: whoever looks with the same model, data and recipe takes it from there.
+    """
+    samples = data.part(split)
+    settings = asdict(settings_of(recipe.detect))
+    depends = {"model": model_hash(model), "data": data_hash(samples), "settings": settings}
+    with opened(model, data.spec, data.classes) as predictor:
+        gate_text = recipes.dump(Recipe(gate=recipe.gate))
+        kept = Journal(out / "detections.journal", {**depends, "gate": gate_text})
+        return gather(data, samples, predictor, recipe, kept), depends
+
+
 def _look(image: Image, detector: Detector, recipe: Recipe) -> dict[str, Any]:
     found, result = detector.detect(image), gate.check(image, recipe.gate)
     return {**pack(found), "cause": result.cause.value if result.cause else None}
@@ -316,14 +332,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the step."""
     args = parser().parse_args(arguments)
     data = read_dataset(args.data)
-    samples = data.part(args.split)
     recipe = choose_recipe(args.recipe, args.threshold, data.classes)
-    settings = settings_of(recipe.detect)
-    depends = {"model": model_hash(args.model), "data": data_hash(samples), "settings": asdict(settings)}
-    with opened(args.model, data.spec, data.classes) as predictor:
-        kept = Journal(args.out / "evaluate.journal", {**depends, "gate": recipes.dump(Recipe(gate=recipe.gate))})
-        evidence = gather(data, samples, predictor, recipe, kept)
-    rules = {**asdict(settings), "iou": f"> {IOU_DEEPPCB}", "coco": COCO_RULES}
+    evidence, depends = evidence_of(args.model, data, args.split, recipe, args.out)
+    rules = {**depends["settings"], "iou": f"> {IOU_DEEPPCB}", "coco": COCO_RULES}
     result = {**judge(evidence, recipe), "rules": rules}
     draw(evidence, recipe.detect, args.out)
     write_record(args.out / "evaluate.json", "evaluate", {**vars(args), **depends}, result)
