@@ -149,14 +149,17 @@ def under_corruptions(
 ) -> dict[str, dict[str, Any]]:
     """What `measure_condition` says, by condition and role."""
     results = {}
-    with tqdm(total=len(samples) * sum(c.draws for c in CONDITIONS), desc="corruptions", mininterval=5) as bar:
+    count = {condition: len(samples) * condition.draws for condition in CONDITIONS}
+    done = sum(n for condition, n in count.items() if str(condition) in journal)
+    with tqdm(total=sum(count.values()), initial=done, desc="corruptions", mininterval=5) as bar:
         for condition in CONDITIONS:
             bar.set_postfix_str(str(condition), refresh=False)
+            fresh = str(condition) not in journal
             results[str(condition)] = journal.once(
                 str(condition),
                 lambda c=condition: measure_condition(data, samples, c, seed, contenders, predictors),
             )
-            bar.update(len(samples) * condition.draws)
+            bar.update(count[condition] if fresh else 0)
     return results
 
 
@@ -230,18 +233,24 @@ def good_samples(samples: Sequence[Sample]) -> list[Sample]:
     return [s for s in samples if s.template is not None or (not len(s.xyxy) and s.known.all())]
 
 
-def under_attack(attacker: Attacker, data: Dataset, samples: Sequence[Sample], journal: Journal, role: str) -> Any:
+def under_attack(
+    attacker: Attacker, data: Dataset, samples: Sequence[Sample], journal: Journal, role: str
+) -> tuple[list[tuple[Sample, dict[str, Any]]], list[tuple[Sample, dict[str, Any]]]]:
     """The stored judgements of all attacks: on the labelled images, and on the good ones by false alarm."""
     good = good_samples(samples)
     work = [(sample, False) for sample in samples if len(sample.xyxy)] + [(sample, True) for sample in good]
     stored: dict[bool, list[tuple[Sample, dict[str, Any]]]] = {False: [], True: []}
-    for sample, alarms in tqdm(work, f"attacks, {role}", mininterval=5):
-        key = f"{role} {'false alarm' if alarms else 'attack'} {sample.name}"
+    keys = [f"{role} {'false alarm' if alarms else 'attack'} {sample.name}" for sample, alarms in work]
+    done = sum(key in journal for key in keys)
+    with tqdm(total=len(keys), initial=done, desc=f"attacks, {role}", mininterval=5) as bar:
+        for key, (sample, alarms) in zip(keys, work, strict=True):
+            fresh = key not in journal
 
-        def work_on(sample: Sample = sample, alarms: bool = alarms) -> dict[str, Any]:
-            return attacker.judge(scene_of(sample, data, template=alarms), sample.name, alarms)
+            def work_on(sample: Sample = sample, alarms: bool = alarms) -> dict[str, Any]:
+                return attacker.judge(scene_of(sample, data, template=alarms), sample.name, alarms)
 
-        stored[alarms].append((sample, journal.once(key, work_on)))
+            stored[alarms].append((sample, journal.once(key, work_on)))
+            bar.update(fresh)
     return stored[False], stored[True]
 
 
