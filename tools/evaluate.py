@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -260,6 +261,19 @@ def judge(evidence: Evidence, recipe: Recipe) -> dict[str, Any]:
     return result
 
 
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have: the figure of a class that has no defect here.
+
+    >>> without_nan({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def summary(result: dict[str, Any]) -> str:
     """The figures for people."""
     at, parts = result["at_thresholds"], result["parts"]
@@ -324,7 +338,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", choices=SPLITS, default="validation")
     p.add_argument("--recipe", type=Path, help="thresholds, gate and suppression; default: threshold 0.5, review 0.3")
     p.add_argument("--threshold", type=float, help="one threshold for all classes, goes before the recipe's")
-    p.add_argument("--out", type=Path, required=True, help="folder of evaluate.json, its plots and its journal")
+    p.add_argument("--out", type=Path, help="folder of record, plots and journal (default: MODEL.evaluation)")
     return p
 
 
@@ -333,10 +347,11 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     data = read_dataset(args.data)
     recipe = choose_recipe(args.recipe, args.threshold, data.classes)
-    evidence, depends = evidence_of(args.model, data, args.split, recipe, args.out)
+    out = args.out or args.model.with_name(args.model.name + ".evaluation")
+    evidence, depends = evidence_of(args.model, data, args.split, recipe, out)
     rules = {**depends["settings"], "iou": f"> {IOU_DEEPPCB}", "coco": COCO_RULES}
     result = {**judge(evidence, recipe), "rules": rules}
-    draw(evidence, recipe.detect, args.out)
-    write_record(args.out / "evaluate.json", "evaluate", {**vars(args), **depends}, result)
+    draw(evidence, recipe.detect, out)
+    write_record(out / "evaluate.json", "evaluate", {**vars(args), **depends}, without_nan(result))
     print(summary(result))
-    print(f"{args.out / 'evaluate.json'}: all figures, beside it the plots")
+    print(f"{out / 'evaluate.json'}: all figures, beside it the plots")

@@ -323,6 +323,13 @@ def test_the_step_on_an_untrained_network(tiny: Dataset, checkpoint: Path, tmp_p
     assert "5 images, 6 defects, at most 100 boxes" in capsys.readouterr().out
 
 
+def test_a_class_without_defects_has_no_figure(checkpoint: Path, tmp_path: Path) -> None:
+    root = tiny_dataset(tmp_path / "holes", images=1, groups=("B",))  # one image, and on it no bar
+    main(["--data", str(root), "--model", str(checkpoint)])
+    text = (tmp_path / "last.pdckpt.evaluation" / "evaluate.json").read_text()
+    assert json.loads(text)["results"]["ap33"]["bar"] is None and "NaN" not in text
+
+
 def test_a_model_of_another_dataset_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     three = tiny_dataset(tmp_path / "three", classes=("hole", "bar", "post"))
     with pytest.raises(ToolError, match="made for the classes hole, bar; the dataset has hole, bar, post"):
