@@ -29,12 +29,13 @@ from edge.recipe import Recipe
 from edge.records import Detections
 from tools.dataset import Dataset, Sample, data_hash, read_dataset, read_image, truth_of
 from tools.errors import ToolError
-from tools.evaluate import choose_recipe, model_hash, opened, settings_of
+from tools.evaluate import choose_recipe, opened, settings_of
 from tools.export import largest_difference
 from tools.golden import make_golden, read_images
 from tools.journal import Journal
 from tools.layer_errors import LayerError, layer_errors
 from tools.metrics import figures
+from tools.paddle_model import PROGRAM, WEIGHTS
 from tools.parity import Limits, accuracy_drops, compare, exceeded, pack, parse_limits, score_differences, unpack
 from tools.passport_report import to_markdown
 from tools.plots import figure
@@ -52,12 +53,14 @@ class Form:
 
     Attributes:
         path: a file that the device runs, or a folder with a quantized program that Paddle runs as a simulation.
+        stands_for: what a simulation stands for, because this machine cannot run it.
         needed: without it there is no passport.
     """
 
     name: str
     path: str
     precision: str
+    stands_for: str = ""
     needed: bool = True
 
 
@@ -67,7 +70,7 @@ FORMS = (
     Form("FP32 ONNX", "detector.onnx", "fp32"),
     Form(INT8_X86, "detector.x86_64.int8.nb", "int8"),
     Form(SIMULATED_X86, "int8-x86", "int8", needed=False),
-    Form("INT8 armv8, simulated", "int8-armv8", "int8"),
+    Form("INT8 armv8, simulated", "int8-armv8", "int8", stands_for="detector.armv8.int8.nb"),
 )
 
 
@@ -159,13 +162,22 @@ class Subject:
         return [LayerError(**{**entry, "shape": tuple(entry["shape"])}) for entry in stored]
 
 
+def form_hash(path: Path) -> str:
+    """SHA-256 of a model file, or of program and weights of a model's folder, whatever else lies there."""
+    digest = hashlib.sha256()
+    for file in [path / PROGRAM, path / WEIGHTS] if path.is_dir() else [path]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def find_forms(models: Path) -> list[Form]:
     """The forms that are there.
 
     Raises:
         ToolError: a needed one is missing; says which step makes it.
     """
-    missing = [str(models / form.path) for form in FORMS if form.needed and not (models / form.path).exists()]
+    wanted = [name for form in FORMS if form.needed for name in (form.path, form.stands_for) if name]
+    missing = [str(models / name) for name in wanted if not (models / name).exists()]
     if missing:
         raise ToolError(f"missing: {', '.join(missing)}; `export` and `quantize` (for x86 and armv8) write them")
     return [form for form in FORMS if (models / form.path).exists()]
@@ -191,7 +203,9 @@ def examine(subject: Subject, forms: Sequence[Form], limits: Mapping[str, Limits
         problems += exceeded(form.name, limits[form.precision], golden, validation, drops, output)
         result["forms"][form.name] = {
             "file": form.path,
-            "sha256": model_hash(path),
+            "sha256": form_hash(path),
+            "stands_for": form.stands_for,
+            "stands_for_sha256": form_hash(subject.models / form.stands_for) if form.stands_for else "",
             "precision": form.precision,
             "input_sha256": seen.input_sha256,
             "figures": measured,
@@ -261,7 +275,7 @@ def main(arguments: Sequence[str]) -> None:
     samples = spread(data.part("validation"), args.images)
     recipe = choose_recipe(args.recipe, None, data.classes)
     reference = args.reference or args.models / FP32_FOLDER
-    name = f"{reference.name}, SHA-256 {model_hash(reference)[:16]}"
+    name = f"{reference.name}, SHA-256 {form_hash(reference)[:16]}"
     with opened(reference, data.spec, data.classes) as predictor:
         golden = make_golden(args.out, data.classes, data.spec, recipe, predictor, name)
     subject = Subject(
@@ -297,9 +311,9 @@ def _depends(
     models: Path, forms: Sequence[Form], reference: Path, samples: Sequence[Sample], recipe: Recipe, golden: Golden
 ) -> dict[str, Any]:
     return {
-        "models": {form.path: model_hash(models / form.path) for form in forms},
-        "reference": model_hash(reference),
-        "fp32": model_hash(models / FP32_FOLDER) if (models / FP32_FOLDER).is_dir() else "",
+        "models": {form.path: form_hash(models / form.path) for form in forms},
+        "reference": form_hash(reference),
+        "fp32": form_hash(models / FP32_FOLDER) if (models / FP32_FOLDER).is_dir() else "",
         "data": data_hash(samples),
         "recipe": recipes.dump(recipe),
         "golden": [sample.tensor_sha256 for sample in golden.samples],

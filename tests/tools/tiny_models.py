@@ -14,7 +14,7 @@ import paddle
 
 from edge.preprocess import preprocess
 from tests.tools.tiny import tiny_dataset
-from tools import export
+from tools import export, passport
 from tools.checkpoint import copy_state, write_checkpoint
 from tools.dataset import Dataset, read_dataset, read_image
 from tools.loss import LossConfig, detection_loss
@@ -24,6 +24,13 @@ from tools.paddle_model import StaticModel, compile_nb, save_layer
 from tools.ptq import post_training, reduce_range
 
 STEPS = 60
+# Paddle Lite's pointwise INT8 kernel for x86 gives wrong sums on maps whose cells are no multiple of 4, unless the
+# input channels are one of 32: seen at stride 32 of smaller images, where a passport fails as it should.
+SIZE = (128, 64)
+# A network of 40 thousand weights, trained for seconds, loses more in INT8 than one that is fit to be shipped.
+BEARABLE = [
+    f"int8.{name}=1" for name in ("ap33_drop", "class_ap33_drop", "map50_drop", "score_p95", "unmatched", "verdicts")
+] + ["int8.iou=0.5", "int8.shift_median_px=9", "int8.shift_p95_px=99"]
 NARROW = {"stem": 8, "width8": 24, "width16": 24, "width32": 24, "depth8": 1, "depth16": 1, "depth32": 1, "neck": 24}
 
 
@@ -32,7 +39,7 @@ def tiny_models() -> tuple[Path, Path]:
     """A dataset folder, and a folder of models as `export` and `quantize` leave them, with `last.pdckpt`."""
     root = Path(tempfile.mkdtemp(prefix="tiny-models-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
-    data = read_dataset(tiny_dataset(root / "data", size=(96, 64), channels=3, images=6, negatives=2))
+    data = read_dataset(tiny_dataset(root / "data", size=SIZE, channels=3, images=6, negatives=2))
     models = root / "models"
     models.mkdir()
     network = learn(data)
@@ -42,6 +49,19 @@ def tiny_models() -> tuple[Path, Path]:
     quantize(data, models)
     compile_all(models)
     return root / "data", models
+
+
+@functools.cache
+def tiny_passport() -> Path:
+    """A folder from `passport` on the tiny models, judged by the recipe `recipe.toml` in it."""
+    data, models = tiny_models()
+    out = models.parent / "passport"
+    out.mkdir()
+    (out / "recipe.toml").write_text('name = "tiny"\n[detect]\nthreshold = 0.5\nreview = 0.3\nnms_iou = 0.35\n')
+    arguments = ["--data", str(data), "--models", str(models), "--reference", str(models / "last.pdckpt")]
+    arguments += ["--recipe", str(out / "recipe.toml"), "--out", str(out), "--limit", *BEARABLE]
+    passport.main(arguments)
+    return out
 
 
 def learn(data: Dataset) -> Detector:
@@ -62,9 +82,15 @@ def learn(data: Dataset) -> Detector:
 
 
 def quantize(data: Dataset, models: Path) -> None:
-    """INT8 for both targets, by names that `passport` looks for; for x86 in reduced range."""
+    """INT8 for both targets, by names that `passport` looks for; for x86 in reduced range.
+
+    The narrow first and last layers stay FP32, as `quantize` keeps them too.
+    """
+    fp32 = StaticModel.load(models / "fp32")
+    filters = [op.input("Filter")[0] for op in fp32.operators("conv2d")]
+    narrow = [name for name in filters if len(fp32.weight(name)) < 16]
     tensors = [preprocess(read_image(s.image, data.spec.channels), data.spec)[0][0] for s in data.samples]
-    post_training(models / "fp32", models / "int8-armv8", tensors, "hist")
+    post_training(models / "fp32", models / "int8-armv8", tensors, "hist", narrow)
     reduced = StaticModel.load(models / "int8-armv8")
     reduce_range(reduced)
     reduced.save(models / "int8-x86")
