@@ -33,6 +33,7 @@ STEPS = {
     "latency": ("latency", "time models against each other"),
     "mine": ("mine", "pick images worth labelling and label them beforehand"),
     "label_server": ("label_server", "serve a model to a labelling tool over HTTP"),
+    "build": ("build", "all that lies between a checkpoint and a bundle, in one command"),
     "make_bundle": ("make_bundle", "put models, recipe, golden samples, passport and card together"),
 }
 

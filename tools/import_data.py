@@ -52,7 +52,7 @@ class Measured:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="tools import", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m tools import", description=__doc__.split("\n")[0])
     p.add_argument("--format", required=True, choices=FORMATS)
     p.add_argument("--source", required=True, type=Path, help="folder with images and labels (COCO: or its JSON)")
     p.add_argument("--out", required=True, type=Path, help="dataset folder to write")
