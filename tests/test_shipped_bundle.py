@@ -1,8 +1,11 @@
-"""The bundle as shipped, on boards that this project draws itself: it must see what it is made for."""
+"""The bundles as shipped: the board detector on boards that this project draws, all of them on their golden samples."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,10 +14,16 @@ from edge.bundle import manifest
 from edge.capture.simulated import SimulatedSource
 from edge.config import Runtime, SimulatedCamera
 from edge.gate import check
+from edge.pipeline import Pipeline
+from edge.predictor import installed_runtimes
+from edge.preprocess import preprocess
+from edge.records import Frame
 from edge.serving import open_product
-from tests.flow.rig import PCB
+from tests.flow.rig import PCB, REPOSITORY
 
 BOARDS = 24
+BUNDLES = sorted({PCB.resolve(), *(path.parent.resolve() for path in (REPOSITORY / "models").glob("*/manifest.json"))})
+NEAR = 0.25  # of confidence: what INT8 may move a box by on samples that were chosen for being clear
 LINE = SimulatedCamera(id="sim", seed=5, fault_rate=0.4, defect_rate=0.7)
 
 
@@ -63,3 +72,58 @@ def test_every_file_is_small_and_the_card_says_where_it_comes_from():
     assert "DeepPCB" in card and not re.search("@[A-Z]+@", card), "no placeholder is left"
     assert {a.file for a in read.artifacts} <= set(read.files)
     assert not (Path(PCB) / "manifest.json").is_symlink()
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
+def bundle(request):
+    return request.param
+
+
+@pytest.fixture
+def golden(bundle):
+    read = manifest.read(bundle)
+    if read.golden is None:
+        pytest.skip("this bundle was made before there were golden samples")
+    return manifest.read_golden(bundle, read)
+
+
+def image_of(path, channels):
+    return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
+
+
+@pytest.mark.parametrize("runtime", sorted(installed_runtimes()))
+def test_golden_samples_get_the_verdicts_of_the_reference(bundle, golden, runtime):
+    product = open_product(bundle, Runtime(prefer=runtime))
+    pipeline = Pipeline(product.detector, product.recipe, product.classes, lambda: 0)
+    for sample in golden.samples:
+        image = image_of(bundle / sample.file, product.spec.channels)
+        tensor, _ = preprocess(image, product.spec)
+        assert hashlib.sha256(tensor.tobytes()).hexdigest() == sample.tensor_sha256, "the same input to the last bit"
+        inspection = pipeline.inspect(Frame(image, "golden", 1, 0, 0.0, sample.file))
+        assert inspection.verdict.kind.value == sample.verdict, sample.file
+        # What the gate refuses is not searched.
+        expected = sample.detections if inspection.gate.passed else []
+        assert len(inspection.detections) == len(expected), sample.file
+        for box in expected:
+            same = [product.classes[k] == box.class_name for k in inspection.detections.class_id]
+            overlap = iou_matrix(np.array([box.xyxy], np.float32), inspection.detections.xyxy)[0]
+            gap = np.abs(inspection.detections.confidence - box.confidence)
+            assert any(s and o > 0.7 and g < NEAR for s, o, g in zip(same, overlap, gap, strict=True)), sample.file
+
+
+def test_golden_samples_are_small_and_of_more_than_one_kind(bundle, golden):
+    assert 2 <= len(golden.samples) <= 8
+    assert sum((bundle / sample.file).stat().st_size for sample in golden.samples) <= 400_000
+    assert len({sample.verdict for sample in golden.samples}) > 1
+
+
+def test_the_passport_was_passed_by_these_very_files(bundle):
+    read = manifest.read(bundle)
+    if read.passport is None:
+        pytest.skip("this bundle was made before there were passports")
+    passport = json.loads((bundle / read.passport).read_text())
+    assert passport["passed"] and passport["problems"] == []
+    for form in passport["forms"].values():
+        for name, sha256 in ((form["file"], form["sha256"]), (form["stands_for"], form["stands_for_sha256"])):
+            assert read.files.get(name, sha256) == sha256, name
+        assert form["input_sha256"] == passport["reference"]["input_sha256"]
