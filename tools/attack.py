@@ -20,7 +20,7 @@ from paddle import nn
 from edge.boxes import Float
 from edge.preprocess import Image, InputSpec, letterbox
 from tools.errors import ToolError
-from tools.loss import LossConfig, Targets, assign_batch, detection_loss
+from tools.loss import LossConfig, Targets, assign_batch, cell_centres, detection_loss
 from tools.network import STRIDE, Detector
 from tools.objective import Batch, Objective, Truth
 
@@ -158,6 +158,23 @@ class PinnedLoss:
         if self._found is None:
             self._found = assign_batch(cls, reg, batch.truth, STRIDE, self._config)
         return detection_loss(cls, reg, batch.truth, STRIDE, self._config, self._found)
+
+
+@dataclass(frozen=True)
+class Hide:
+    """An objective that grows as confidence falls in the labelled boxes: an attack that only wants defects missed."""
+
+    def loss(self, network: Detector, batch: Batch) -> tuple[paddle.Tensor, dict[str, float]]:
+        """See `Objective.loss`; linear in the logits, so that sure cells are pushed as hard as unsure ones."""
+        cls, _ = network(batch.images)
+        count, classes, height, width = cls.shape
+        x, y = cell_centres(height, width, STRIDE).T  # (A,)
+        mask = np.zeros((count, classes, height * width), np.float32)
+        for i, truth in enumerate(batch.truth):
+            for (x1, y1, x2, y2), kind in zip(truth.xyxy, truth.class_id, strict=True):
+                mask[i, kind, (x >= x1) & (x < x2) & (y >= y1) & (y < y2)] = 1
+        wanted = paddle.to_tensor(mask.reshape(cls.shape))
+        return -(cls * wanted).sum() / max(1.0, float(mask.sum())), {}
 
 
 @dataclass(frozen=True)

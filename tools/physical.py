@@ -93,7 +93,7 @@ class PhysicalConfig:
     glare_share: float = 0.03
     motion_px: float = 8.0
     defocus_px: float = 2.8
-    stops: float = 1.8
+    stops: float = 2.4
     full_well: float = 300.0  # the noisiest sensor
     jpeg_quality: int = 20  # the worst
     most_covered: float = 0.35  # of a box that occluders and highlights may hide, as a label must not lie

@@ -6,7 +6,8 @@ gradients of the model's own checkpoint; what ships, an `.nb` for example, then 
 `edge`'s own code, and the checkpoint itself the unrounded ones (white box).
 
 An attack succeeds on a defect that is found on the clean picture at the recipe's threshold (right class, IoU over 0.33)
-and not on the attacked one. On a good part it succeeds by a false alarm: NG where the clean picture was not.
+and not on the attacked one. The loss rises by false boxes as well as by missed defects, so a second attack does nothing
+but hide what is labelled, and a third looks for false alarms on good parts: NG where the clean picture was not.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from edge.preprocess import Image
 from edge.recipe import Recipe
 from edge.records import Detections
 from tools import attack as attacks
-from tools.attack import AttackConfig, FalseAlarms, Scene
+from tools.attack import AttackConfig, FalseAlarms, Hide, Scene
 from tools.dataset import SPLITS, Dataset, Sample, data_hash, read_dataset, read_image, truth_of
 from tools.errors import ToolError
 from tools.evaluate import choose_recipe, model_hash, opened, settings_of, thresholds_of
 from tools.journal import Journal
 from tools.metrics import IOU_DEEPPCB, assign, average_precision, best_f, drop_unknown, match, pool
+from tools.objective import Objective
 from tools.physical import CORRUPTIONS, LEVELS, corrupt, field_stress
 from tools.plots import figure
 from tools.run_record import write_record
@@ -166,6 +168,12 @@ def under_corruptions(
 # --- Attacks ----------------------------------------------------------------------------------------------------------
 
 
+LOSS, HIDING, ALARM = "loss", "hiding", "false alarm"
+OBJECTIVES: Mapping[str, Objective | None] = {LOSS: None, HIDING: Hide(), ALARM: FalseAlarms()}
+JUDGES = (("device", "device"), ("white_box", "white"))  # name in the results, and in the journal
+Judged = list[tuple[Sample, dict[str, Any]]]  # what `Attacker.judge` said of each
+
+
 class Substitute:
     """A predictor that is given one tensor and always runs that: `edge`'s decoding of values between grey levels."""
 
@@ -205,11 +213,14 @@ class Attacker:
         self._white = Detector(self._exact, data.spec, settings)
         self._device = Detector(predictor, data.spec, settings)
 
-    def judge(self, one: Scene, name: str, false_alarms: bool = False) -> dict[str, Any]:
-        """What each judge finds on the clean and on the attacked scene, and how the attack went."""
-        rng = np.random.default_rng([self._seed, zlib.crc32(name.encode()), false_alarms])
-        objective = FalseAlarms() if false_alarms else None
-        done = attacks.attack_scene(self._network, one, self._config, rng, objective)
+    def judge(self, one: Scene, name: str, kind: str) -> dict[str, Any]:
+        """What each judge finds on the clean and on the attacked scene, and how the attack went.
+
+        Args:
+            name: of the image. kind: of `OBJECTIVES`.
+        """
+        rng = np.random.default_rng([self._seed, *(zlib.crc32(text.encode()) for text in (name, kind))])
+        done = attacks.attack_scene(self._network, one, self._config, rng, OBJECTIVES[kind])
         white_clean = self._white.detect(one.canvas)
         self._exact.tensor = done.images.numpy()
         white = self._white.detect(one.canvas)
@@ -235,23 +246,23 @@ def good_samples(samples: Sequence[Sample]) -> list[Sample]:
 
 def under_attack(
     attacker: Attacker, data: Dataset, samples: Sequence[Sample], journal: Journal, role: str
-) -> tuple[list[tuple[Sample, dict[str, Any]]], list[tuple[Sample, dict[str, Any]]]]:
-    """The stored judgements of all attacks: on the labelled images, and on the good ones by false alarm."""
-    good = good_samples(samples)
-    work = [(sample, False) for sample in samples if len(sample.xyxy)] + [(sample, True) for sample in good]
-    stored: dict[bool, list[tuple[Sample, dict[str, Any]]]] = {False: [], True: []}
-    keys = [f"{role} {'false alarm' if alarms else 'attack'} {sample.name}" for sample, alarms in work]
+) -> dict[str, Judged]:
+    """The stored judgements of all attacks by kind: on the images with defects, and on the good ones."""
+    bad, good = [sample for sample in samples if len(sample.xyxy)], good_samples(samples)
+    work = [(kind, sample) for kind in OBJECTIVES for sample in (good if kind == ALARM else bad)]
+    keys = [f"{role} {kind} {sample.name}" for kind, sample in work]
+    judged: dict[str, Judged] = {kind: [] for kind in OBJECTIVES}
     done = sum(key in journal for key in keys)
     with tqdm(total=len(keys), initial=done, desc=f"attacks, {role}", mininterval=5) as bar:
-        for key, (sample, alarms) in zip(keys, work, strict=True):
+        for key, (kind, sample) in zip(keys, work, strict=True):
             fresh = key not in journal
 
-            def work_on(sample: Sample = sample, alarms: bool = alarms) -> dict[str, Any]:
-                return attacker.judge(scene_of(sample, data, template=alarms), sample.name, alarms)
+            def work_on(kind: str = kind, sample: Sample = sample) -> dict[str, Any]:
+                return attacker.judge(scene_of(sample, data, template=kind == ALARM), sample.name, kind)
 
-            stored[alarms].append((sample, journal.once(key, work_on)))
+            judged[kind].append((sample, journal.once(key, work_on)))
             bar.update(fresh)
-    return stored[False], stored[True]
+    return judged
 
 
 def hits(found: Detections, truth: tuple[Float, np.ndarray], thresholds: np.ndarray) -> set[int]:
@@ -262,7 +273,7 @@ def hits(found: Detections, truth: tuple[Float, np.ndarray], thresholds: np.ndar
 
 
 def attack_figures(
-    stored: Sequence[tuple[Sample, dict[str, Any]]], data: Dataset, recipe: Recipe, judge: str
+    judged: Judged, data: Dataset, recipe: Recipe, judge: str
 ) -> dict[str, Any]:
     """Success and AP by what one judge (`device` or `white`) found.
 
@@ -272,7 +283,7 @@ def attack_figures(
     thresholds = thresholds_of(recipe.detect, data.classes)
     lost = had = passed = caught = 0
     scenes, clean, attacked = [], [], []
-    for sample, entry in stored:
+    for sample, entry in judged:
         one = scene_of(sample, data)
         pair = [drop_unknown([unpack(entry[key])], [sample.known])[0] for key in (f"{judge}_clean", judge)]
         truth = (one.truth.xyxy, one.truth.class_id)
@@ -291,20 +302,20 @@ def attack_figures(
 
 
 def false_alarm_figures(
-    stored: Sequence[tuple[Sample, dict[str, Any]]], data: Dataset, recipe: Recipe, judge: str
+    judged: Judged, data: Dataset, recipe: Recipe, judge: str
 ) -> dict[str, Any]:
     """Of the good parts that were not NG, those that an attack turned NG."""
     fine = turned = 0
-    for sample, entry in stored:
+    for sample, entry in judged:
         found = (unpack(entry[key]) for key in (f"{judge}_clean", judge))
         kinds = [verdict(Seen(sample.name, sample.group, f), recipe.detect, data.classes).value for f in found]
         fine, turned = fine + (kinds[0] != "NG"), turned + (kinds[0] != "NG" and kinds[1] == "NG")
     return Rate(turned, fine).as_dict()
 
 
-def attack_notes(stored: Sequence[tuple[Sample, dict[str, Any]]]) -> dict[str, Any]:
+def attack_notes(judged: Judged) -> dict[str, Any]:
     """Means over all attacks, and each of them by the image's name."""
-    each = {sample.name: entry["note"] for sample, entry in stored}
+    each = {sample.name: entry["note"] for sample, entry in judged}
     names = next(iter(each.values()), {})
     means = {name: round(float(np.mean([note[name] for note in each.values()])), 6) for name in names}
     return {"mean": means, "each": each}
@@ -318,18 +329,12 @@ def attack_result(
     depends = {**contender.depends(), "data": data_hash(samples), "attack": asdict(config), "seed": args.seed}
     journal = Journal(args.out / f"attacks-{contender.role}.journal", depends)
     attacker = Attacker(contender, predictor, data, config, args.seed)
-    bad, good = under_attack(attacker, data, samples, journal, contender.role)
-    return {
-        "attack": asdict(config),
-        "images": len(bad),
-        "device": attack_figures(bad, data, contender.recipe, "device"),
-        "white_box": attack_figures(bad, data, contender.recipe, "white"),
-        "false_alarms": {
-            "device": false_alarm_figures(good, data, contender.recipe, "device"),
-            "white_box": false_alarm_figures(good, data, contender.recipe, "white"),
-        },
-        "notes": attack_notes(bad),
-    }
+    judged, recipe = under_attack(attacker, data, samples, journal, contender.role), contender.recipe
+    result: dict[str, Any] = {"attack": asdict(config), "images": len(judged[LOSS])}
+    for kind, seen in judged.items():
+        measure = false_alarm_figures if kind == ALARM else attack_figures
+        result[kind] = {name: measure(seen, data, recipe, judge) for name, judge in JUDGES} | attack_notes(seen)
+    return result
 
 
 def under_attacks(
@@ -364,12 +369,14 @@ SUMMARY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("AP33, field stress", ("conditions", FIELD, ROLE, "ap33")),
     ("AP33, mean of all corruptions and levels", ("mean", ROLE)),
     ("field stress: sent back by the gate", ("conditions", FIELD, ROLE, "refused", "share")),
-    ("AP33 under attack, as shipped", ("attacks", ROLE, "device", "ap33")),
-    ("AP33 under attack, white box", ("attacks", ROLE, "white_box", "ap33")),
-    ("attack success, as shipped", ("attacks", ROLE, "device", "success", "share")),
-    ("attack success, white box", ("attacks", ROLE, "white_box", "success", "share")),
-    ("bad parts that an attack gets passed, as shipped", ("attacks", ROLE, "device", "escape", "share")),
-    ("good parts that an attack gets rejected, as shipped", ("attacks", ROLE, "false_alarms", "device", "share")),
+    ("AP33 under attack, as shipped", ("attacks", ROLE, LOSS, "device", "ap33")),
+    ("AP33 under attack, white box", ("attacks", ROLE, LOSS, "white_box", "ap33")),
+    ("attack success, as shipped", ("attacks", ROLE, LOSS, "device", "success", "share")),
+    ("attack success, white box", ("attacks", ROLE, LOSS, "white_box", "success", "share")),
+    ("success of hiding, as shipped", ("attacks", ROLE, HIDING, "device", "success", "share")),
+    ("success of hiding, white box", ("attacks", ROLE, HIDING, "white_box", "success", "share")),
+    ("bad parts that hiding gets passed, as shipped", ("attacks", ROLE, HIDING, "device", "escape", "share")),
+    ("good parts that an attack gets rejected, as shipped", ("attacks", ROLE, ALARM, "device", "share")),
 )
 
 

@@ -13,6 +13,7 @@ from tools.attack import (
     PGD,
     AttackConfig,
     FalseAlarms,
+    Hide,
     PinnedLoss,
     attack,
     attack_scene,
@@ -156,6 +157,17 @@ def test_false_alarms_raise_confidence(network: Detector, batch: Batch) -> None:
     with paddle.no_grad():
         before, after = (float(network(images)[0].max()) for images in (batch.images, done.images))
     assert after > before and done.final_loss > done.first_loss
+
+
+def test_hiding_lowers_confidence_in_the_labelled_boxes_alone(network: Detector, batch: Batch) -> None:
+    done = attack(network, batch, Hide(), PGD, np.random.default_rng(0))
+    with paddle.no_grad():
+        before, after = (network(images)[0].numpy() for images in (batch.images, done.images))
+        cls = network(batch.images)[0].numpy()
+        value = float(Hide().loss(network, batch)[0])
+    assert value == pytest.approx(-cls[0, 0, 1:4, 1:4].mean(), rel=1e-5), "cells at 12, 20 and 28 lie in 10 to 30"
+    assert (after - before)[0, 0, 1:4, 1:4].mean() < 0
+    assert np.isfinite(float(Hide().loss(network, Batch(batch.images, [batch.truth[1]] * 2))[0]))
 
 
 @pytest.mark.parametrize("bad", [{"epsilon": 0.0}, {"epsilon": 1.5}, {"step": 0.0}, {"steps": 0}])
