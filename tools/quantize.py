@@ -1,179 +1,382 @@
-"""Post-training INT8 of an exported model, for x86 or ARM, and its `.nb`.
+"""INT8 for a target: post-training quantization by the best of several algorithms, training where that loses too much.
 
-What is quantized differs because the kernels do. On x86 each change between INT8 and FP32 costs more than most layers
-gain: measured layer by layer on this network, INT8 is free at stride 32 only and costs up to half as much again
-elsewhere, so the rest stays FP32; and weights keep to seven bits of range, because the x86 multiplication saturates on
-full-range ones. ARM: all convolutions but the two output layers, in full range.
+What is quantized says a plan (see `plan`); how large activations get say the calibration images (see `calibration`).
+paddleslim quantizes the program; several algorithms (see `tools.ranges`) turn what was seen into scales of activations.
+Each is tried, and judged by Paddle's own simulation of the quantized model, with the weights' range reduced where the
+target needs it, on training images that calibrated nothing: validation images stay untouched by the choice. The winner
+is then measured against FP32 on the whole validation split. If it loses more than the limit, a short
+quantization-aware training follows (see `tools.qat`), and if that does not mend it the step fails: no `.nb` is written
+that was not shown to be good.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import paddle
+from tqdm import tqdm
 
 from edge.boxes import Float
-from edge.preprocess import InputSpec, preprocess
-from tools.calibration import read_list
+from edge.detect import Predictor
+from edge.preprocess import preprocess
+from tools import qat
+from tools.calibration import list_for, read_list
+from tools.dataset import Dataset, Sample, data_hash, read_dataset, read_image, sha256_file, truth_of
 from tools.errors import ToolError
-from tools.network import INPUT_CHANNELS, INPUT_SIZE, NetworkConfig
-from tools.paddle_model import PROGRAM, WEIGHTS, StaticModel, compile_nb, static_mode
+from tools.evaluate import detect_all, figures, model_hash
+from tools.journal import Journal
+from tools.latency_table import read_table
+from tools.layers import read_layers
+from tools.paddle_model import PROGRAM, WEIGHTS, StaticModel, compile_nb
+from tools.plan import Plan, check_fits, make_plan, read_plan, show, table_for
+from tools.plots import figure
+from tools.ptq import ALGORITHMS, PERCENT, filters, post_training, reduce_range, set_scales
+from tools.ranges import collect, scale_of
 from tools.run_record import write_record
 
-ALGORITHMS = ("hist", "avg", "mse", "abs_max", "KL", "emd")
-TARGETS = {"x86": "x86", "armv8": "arm"}
+# Others import these from here too.
+__all__ = ["filters", "main", "parser", "post_training", "reduce_range"]
+
+PLACES = {"x86": "x86", "armv8": "arm"}
+HIST_PERCENTS = (0.999, 0.9999, 0.99999)
+TIE = 0.001  # AP33: candidates nearer than this are told apart by the error of their confidences
 
 
-def layer_choice(shape: Sequence[int], target: str) -> bool:
-    """Whether a convolution with this filter (out, in, h, w) is quantized for the target.
+@dataclass(frozen=True)
+class Candidate:
+    """A way to find the scales of activations; `percent` is the share of values that `hist` keeps."""
 
-    >>> [layer_choice(s, "x86") for s in ([160, 128, 3, 3], [64, 160, 1, 1], [64, 64, 3, 3], [6, 64, 1, 1])]
-    [True, True, False, False]
-    >>> [layer_choice(s, "armv8") for s in ([160, 128, 3, 3], [64, 160, 1, 1], [64, 64, 3, 3], [6, 64, 1, 1])]
-    [True, True, True, False]
+    algorithm: str
+    percent: float = PERCENT
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others.
+
+        >>> Candidate("hist", 0.999).name, Candidate("KL").name
+        ('hist_0.999', 'KL')
+        """
+        return f"hist_{self.percent}" if self.algorithm == "hist" else self.algorithm
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a quantized model does on some images against the FP32 one.
+
+    Attributes:
+        ap33: pooled AP at IoU 0.33, in [0, 1]. rms: of the difference of the raw outputs.
+        rms_confidence: of the difference of the confidences of all cells, in [0, 1].
     """
-    outputs, inputs = shape[:2]
-    if outputs < 16:  # the output layers: their errors reach the boxes undamped, and they cost next to nothing
-        return False
-    return target == "armv8" or NetworkConfig().width32 in (outputs, inputs)
+
+    ap33: float
+    rms: float
+    rms_confidence: float
 
 
-def filters(model: StaticModel) -> dict[str, tuple[int, ...]]:
-    """Name and shape (out, in, h, w) of each convolution's filter, in program order."""
-    names = [op.input("Filter")[0] for op in model.operators("conv2d")]
-    return {name: tuple(model.weight(name).shape) for name in names}
+class Recorder:
+    """A predictor that keeps what it answered."""
+
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
+        self.outputs: list[list[Float]] = []
+
+    def run(self, tensor: Float) -> list[Float]:
+        """Outputs of one input (1, C, H, W)."""
+        self.outputs.append(self._predictor.run(tensor))
+        return self.outputs[-1]
 
 
-class _Calibration(paddle.io.Dataset):
-    def __init__(self, tensors: Sequence[Float]):
-        super().__init__()
-        self._tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __getitem__(self, index: int) -> Float:
-        return self._tensors[index]
+def candidates(algorithm: str | None, percent: float) -> list[Candidate]:
+    """All ways to try, or the one that is asked for."""
+    if algorithm is not None:
+        return [Candidate(algorithm, percent)]
+    return [*(Candidate("hist", p) for p in HIST_PERCENTS), *(Candidate(a) for a in ALGORITHMS if a != "hist")]
 
 
-def post_training(
-    folder: Path, out: Path, tensors: Sequence[Float], algorithm: str, skip: Sequence[str], percent: float
-) -> None:
-    """Quantize the model in `folder` into `out`; convolutions whose filter is in `skip` stay FP32.
+def best(scores: dict[str, Score]) -> str:
+    """The name of the best: of all whose AP33 is about the highest, the one with the least error.
+
+    >>> good, same, bad = Score(0.95, 0.5, 0.02), Score(0.9505, 0.4, 0.03), Score(0.9, 0.1, 0.01)
+    >>> best({"a": good, "b": same, "c": bad})
+    'a'
+    """
+    highest = max(score.ap33 for score in scores.values())
+    near = {name: score for name, score in scores.items() if score.ap33 >= highest - TIE}
+    return min(near, key=lambda name: near[name].rms_confidence)
+
+
+def differences(want: Sequence[Sequence[Float]], got: Sequence[Sequence[Float]]) -> tuple[float, float]:
+    """RMS difference of the raw outputs of some images, and of their confidences."""
+    raw = [np.square(a - b).mean() for w, g in zip(want, got, strict=True) for a, b in zip(w, g, strict=True)]
+    confidence = [np.square(_sigmoid(w[0]) - _sigmoid(g[0])).mean() for w, g in zip(want, got, strict=True)]
+    return float(np.sqrt(np.mean(raw))), float(np.sqrt(np.mean(confidence)))
+
+
+def _sigmoid(x: Float) -> Float:
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -60, 60))), np.float32)
+
+
+class Judge:
+    """Measures models on fixed samples, against the outputs of the FP32 model on the same."""
+
+    def __init__(self, data: Dataset, samples: Sequence[Sample], fp32: Path):
+        self._data, self._samples, self._fp32 = data, samples, fp32
+        self._want: list[list[Float]] = []
+
+    def figures(self, folder: Path, name: str) -> tuple[dict[str, Any], list[list[Float]]]:
+        """All figures of the model in `folder`, and its raw outputs for each sample."""
+        recorder = Recorder(StaticModel.load(folder))
+        images = (read_image(sample.image, self._data.spec.channels) for sample in self._samples)
+        shown = tqdm(images, f"judge {name}", len(self._samples), mininterval=5)
+        found = detect_all(recorder, shown, self._data.spec)
+        known = [sample.known for sample in self._samples]
+        return figures(found, truth_of(self._samples), self._data.classes, known), recorder.outputs
+
+    def score(self, folder: Path, name: str) -> Score:
+        """The model in `folder` against FP32."""
+        if not self._want:
+            self._want = self.figures(self._fp32, "fp32")[1]
+        result, got = self.figures(folder, name)
+        rms, rms_confidence = differences(self._want, got)
+        return Score(result["ap33_pooled"], round(rms, 5), round(rms_confidence, 6))
+
+
+def spread_out(samples: Sequence[Sample], count: int, without: Sequence[str]) -> list[Sample]:
+    """`count` of the samples evenly over all, leaving out those named in `without`; 0: all."""
+    left = [sample for sample in samples if sample.name not in set(without)] or list(samples)
+    if not count or count >= len(left):
+        return left
+    return [left[i] for i in np.linspace(0, len(left) - 1, count).round().astype(int)]
+
+
+def quantize(fp32: Path, out: Path, tensor: Float, plan: Plan, scales: Mapping[str, float]) -> None:
+    """Quantize the model in `fp32` as planned, into `out`.
 
     Args:
-        tensors: calibration inputs, (1, H, W) each, as the network takes them.
-        algorithm: one of `ALGORITHMS`. percent: share of values that `hist` keeps.
+        tensor: any input of the network, (C, H, W).
+        scales: largest magnitude that the input of each quantized layer keeps, by the layer's name.
+
+    Raises:
+        ToolError: the plan quantizes nothing.
     """
-    from paddleslim.quant import quant_post_static
-
-    with static_mode(), paddle.static.scope_guard(paddle.static.Scope()):
-        program, feeds, _ = paddle.static.load_inference_model(
-            str(folder / "model"), paddle.static.Executor(paddle.CPUPlace())
-        )
-        feed = program.global_block().var(feeds[0])
-        loader = paddle.io.DataLoader(
-            _Calibration(tensors), feed_list=[feed], places=[paddle.CPUPlace()], batch_size=1, return_list=False
-        )
-        quant_post_static(
-            executor=paddle.static.Executor(paddle.CPUPlace()),
-            model_dir=str(folder),
-            quantize_model_path=str(out),
-            data_loader=loader,
-            model_filename=PROGRAM,
-            params_filename=WEIGHTS,
-            batch_size=1,
-            batch_nums=len(tensors),
-            scope=paddle.static.global_scope(),
-            algo=algorithm,
-            hist_percent=percent,
-            quantizable_op_type=["conv2d"],
-            weight_quantize_type="channel_wise_abs_max",
-            activation_quantize_type="moving_average_abs_max",
-            onnx_format=False,
-            skip_tensor_list=list(skip),
-        )
+    if not any(layer.int8 for layer in plan.layers):
+        raise ToolError(f"the plan for {plan.target} keeps all layers FP32: ship the FP32 model, or make another plan")
+    post_training(fp32, out, [tensor], "abs_max", plan.skipped())
+    model = StaticModel.load(out)
+    set_scales(model, {layer.filter: scales[layer.name] for layer in plan.layers if layer.int8})
+    if plan.weights == "reduced":
+        reduce_range(model)
+    model.save(out)
 
 
-def halve_range(integers: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantized weights in half the range: integers halved (ties to even), scales doubled.
+def all_scales(
+    fp32: Path, tensors: Sequence[Float], plan: Plan, tried: Sequence[Candidate]
+) -> dict[str, dict[str, float]]:
+    """For each candidate the scale of the input of each quantized layer, by the layer's name."""
+    planned = {layer.filter: layer.name for layer in plan.layers if layer.int8}
+    histograms = collect(fp32, list(planned), tensors)
+    return {
+        c.name: {planned[f]: scale_of(h, c.algorithm, c.percent) for f, h in histograms.items()} for c in tried
+    }
 
-    The product stays the same up to half a step: integer * scale.
 
-    >>> halve_range(np.array([127.0, -3.0, 2.0]), np.array([0.5]))
-    (array([64., -2.,  1.]), array([1.]))
+def compare(
+    args: argparse.Namespace, plan: Plan, tensors: Sequence[Float], judge: Judge, journal: Journal
+) -> tuple[dict[str, Score], dict[str, dict[str, float]]]:
+    """Try every candidate; returns scores and scales of each, whose model is in `work/NAME`."""
+    tried = candidates(args.algorithm, args.percent)
+    scales = journal.once("scales", lambda: all_scales(args.model, tensors, plan, tried))
+    scores = {}
+    for name, mine in scales.items():
+        folder = args.out / "work" / name
+
+        def work(name: str = name, mine: dict[str, float] = mine, folder: Path = folder) -> dict[str, float]:
+            quantize(args.model, folder, tensors[0], plan, mine)
+            return asdict(judge.score(folder, name))
+
+        scores[name] = Score(**journal.once(name, work))
+    return scores, scales
+
+
+def choose_plan(args: argparse.Namespace) -> Plan:
+    """The plan that is given, or one made from a table.
+
+    Raises:
+        ToolError: it is for another target or another network.
     """
-    return np.round(integers / 2).astype(integers.dtype), scales * 2
+    layers = read_layers(args.model)
+    if args.plan is None:
+        table = read_table(table_for(args.target, args.table), args.dot)
+        return make_plan(layers, table, args.target, args.keep_fp32)
+    if args.table or args.keep_fp32:
+        raise ToolError("--plan says all; --table and --keep-fp32 are for making one")
+    plan = read_plan(args.plan)
+    if plan.target != args.target:
+        raise ToolError(f"{args.plan}: is for {plan.target}, --target is {args.target}")
+    return check_fits(plan, layers, args.plan)
 
 
-def reduce_range(model: StaticModel) -> int:
-    """Halve the range of every quantized convolution's weights in place; returns how many there were.
-
-    In a program saved with `onnx_format=False` the filter holds integers and the dequantization behind the
-    convolution holds the scales.
-    """
-    dequantized = {op.input("X")[0]: op for op in model.operators("fake_channel_wise_dequantize_max_abs")}
-    changed = 0
-    for op in model.operators("conv2d"):
-        after = dequantized.get(op.output("Output")[0])
-        if after is None:
-            continue
-        name, scale_name = op.input("Filter")[0], after.input("Scales")[0]
-        integers, scales = halve_range(model.weight(name), model.weight(scale_name))
-        model.set_weight(name, integers)
-        model.set_weight(scale_name, scales)
-        changed += 1
-    return changed
+def table_of(scores: dict[str, Score], chosen: str) -> str:
+    """The comparison for people."""
+    width = max(len(name) for name in scores)
+    lines = [f"{'algorithm':<{width}}     AP33  rms output  rms confidence"]
+    for name, score in sorted(scores.items(), key=lambda item: -item[1].ap33):
+        mark = "  <- kept" if name == chosen else ""
+        lines.append(f"{name:<{width}}  {score.ap33:7.4f}  {score.rms:10.4f}  {score.rms_confidence:14.5f}{mark}")
+    return "\n".join(lines)
 
 
-def finish(folder: Path, target: str, nb: Path) -> int:
-    """Reduce the range where the target needs it, compile; returns the number of reduced layers."""
-    reduced = 0
-    if target == "x86":
-        model = StaticModel.load(folder)
-        reduced = reduce_range(model)
-        if not reduced:
-            raise ToolError(f"{folder}: no quantized convolution found, so there is nothing to reduce")
-        model.save(folder)
-    compile_nb(folder, nb, TARGETS[target])
-    return reduced
+def draw(path: Path, scores: dict[str, Score], chosen: str) -> None:
+    """AP33 and error of each algorithm, as PNG."""
+    names = list(scores)
+    colours = ["tab:orange" if name == chosen else "tab:blue" for name in names]
+    with figure(path, "Calibration algorithms (orange: kept)", ncols=2, figsize=(9, 3.8)) as (left, right):
+        left.bar(names, [scores[name].ap33 for name in names], color=colours)
+        low = min(score.ap33 for score in scores.values())
+        left.set_ylim(max(0.0, low - 0.02), min(1.0, max(score.ap33 for score in scores.values()) + 0.01))
+        left.set_ylabel("pooled AP33")
+        right.bar(names, [scores[name].rms_confidence for name in names], color=colours)
+        right.set_ylabel("RMS error of confidences")
+        for axes in (left, right):
+            axes.tick_params(axis="x", rotation=40)
 
 
 def parser() -> argparse.ArgumentParser:
     """Arguments of the step."""
     p = argparse.ArgumentParser(prog="python -m tools quantize", description=__doc__.splitlines()[0])
+    p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--model", type=Path, required=True, help="folder of the exported FP32 model")
-    p.add_argument("--target", choices=sorted(TARGETS), required=True)
-    p.add_argument("--out", type=Path, required=True, help="folder of the quantized model")
+    p.add_argument("--target", choices=sorted(PLACES), required=True)
+    p.add_argument("--plan", type=Path, help="from `plan` (default: made from the table)")
+    p.add_argument("--table", type=Path, help="from `latency_table` (default: the one built in for the target)")
+    p.add_argument("--dot", action="store_true", help="the device's cores have dot-product instructions (armv8)")
+    p.add_argument("--keep-fp32", nargs="+", default=[], metavar="LAYER", help="layers that are not to be quantized")
+    p.add_argument("--calibration", type=Path, help="of `calibration` (default: calibration_data/PRODUCT/images.json)")
+    p.add_argument("--images", type=int, default=0, help="calibrate with the first so many of the list; 0: all")
+    p.add_argument("--algorithm", choices=ALGORITHMS, help="use this one (default: the best of all)")
+    p.add_argument("--percent", type=float, default=PERCENT, help="with --algorithm hist: share of values kept")
+    p.add_argument("--compare-on", type=int, default=48, help="training images that judge the algorithms (%(default)s)")
+    p.add_argument("--limit", type=float, default=0.2, help="points of pooled AP33 that INT8 may lose (%(default)s)")
+    p.add_argument("--checkpoint", type=Path, help="what --model was exported from, to train on from if need be")
+    p.add_argument("--train-minutes", type=float, default=10.0, help="of quantization-aware training (%(default)s)")
+    p.add_argument("--train", action="store_true", help="train in any case")
+    p.add_argument("--max-steps", type=int, default=0, help="of the training, for a dry run; 0: no")
+    p.add_argument("--processes", type=int, default=2, help="of the training (%(default)s)")
+    p.add_argument("--out", type=Path, required=True, help="folder of the quantized model, journal, record and plot")
     p.add_argument("--nb", type=Path, required=True, help="the compiled model, ends in .nb")
-    p.add_argument("--data", type=Path, required=True, help="unpacked DeepPCB folder, holds trainval.txt")
-    p.add_argument("--calibration", type=Path, default=Path("calibration_data/pcb/images.json"))
-    p.add_argument("--images", type=int, default=0, help="use only the first so many; 0: all")
-    p.add_argument("--algorithm", choices=ALGORITHMS, default="hist", help="how activation ranges are found")
-    p.add_argument("--percent", type=float, default=0.9999, help="share of values kept by `hist`")
     return p
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything is computed.
+
+    Raises:
+        ToolError: with what is wrong.
+    """
+    if args.nb.suffix != ".nb":
+        raise ToolError(f"--nb {args.nb}: a compiled model's name ends in .nb")
+    if not 0 < args.percent <= 1:
+        raise ToolError(f"--percent {args.percent}: expected a share in (0, 1]")
+    if args.train and args.checkpoint is None:
+        raise ToolError("--train needs --checkpoint, the one that --model was exported from")
+    for name in (PROGRAM, WEIGHTS):
+        if not (args.model / name).is_file():
+            raise ToolError(f"{args.model / name}: missing; `python -m tools export` writes the model")
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Run the step."""
+    """Run the step; the same command goes on where it was stopped."""
     args = parser().parse_args(arguments)
-    images = read_list(args.calibration, args.data)
-    images = images[: args.images] if args.images else images
-    spec = InputSpec(INPUT_SIZE, INPUT_SIZE, INPUT_CHANNELS)
-    tensors = [preprocess(image, spec)[0][0] for image in images]
-    shapes = filters(StaticModel.load(args.model))
-    skip = [name for name, shape in shapes.items() if not layer_choice(shape, args.target)]
-    with tempfile.TemporaryDirectory() as scratch:
-        post_training(args.model, Path(scratch), tensors, args.algorithm, skip, args.percent)
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name in (PROGRAM, WEIGHTS):
-            shutil.copy(Path(scratch) / name, args.out / name)
-    reduced = finish(args.out, args.target, args.nb)
-    counts = {"int8": len(shapes) - len(skip), "fp32": len(skip), "reduced_range": reduced, "images": len(images)}
-    print(f"{args.nb}: {counts}")
-    write_record(args.out / "quantize.json", "quantize", vars(args), counts)
+    check(args)
+    data = read_dataset(args.data)
+    held, listed = data.part("validation"), list_for(data, args.calibration)
+    chosen = read_list(listed, data)[: args.images or None]
+    tensors = [preprocess(read_image(x.image, data.spec.channels), data.spec)[0][0] for x in chosen]
+    plan = choose_plan(args)
+    print(show(plan))
+    depends = {
+        "model": model_hash(args.model),
+        "data": data_hash(data.samples),
+        "calibration": sha256_file(listed),
+        "images": len(tensors),
+        "plan": asdict(plan),
+        "compare_on": args.compare_on,
+        "algorithm": args.algorithm and [args.algorithm, args.percent],
+    }
+    journal = Journal(args.out / "quantize.journal", depends)
+    samples = spread_out(data.part("train"), args.compare_on, [x.name for x in chosen])
+    scores, scales = compare(args, plan, tensors, Judge(data, samples, args.model), journal)
+    name = best(scores)
+    print(table_of(scores, name))
+    judge = Judge(data, held, args.model)
+    fp32 = journal.once("validation fp32", lambda: judge.figures(args.model, "fp32")[0])
+    made = {name: args.out / "work" / name}
+    results = {name: journal.once(f"validation {name}", lambda: judge.figures(made[name], name)[0])}
+    if args.train or lost(fp32, results[name]) > args.limit:
+        trained = train(args, data, plan, scales[name], tensors[0], journal)
+        if trained is not None:
+            made["qat"] = trained
+            results["qat"] = journal.once("validation qat", lambda: judge.figures(trained, "qat")[0])
+    name = max(results, key=lambda key: results[key]["ap33_pooled"])
+    outcome = {
+        "kept": name,
+        "algorithms": {key: asdict(score) for key, score in scores.items()},
+        "validation": {"fp32": fp32, **results},
+        "lost_points": {key: round(lost(fp32, value), 3) for key, value in results.items()},
+        "int8_layers": [layer.name for layer in plan.layers if layer.int8],
+        "fp32_layers": [layer.name for layer in plan.layers if layer.filter and not layer.int8],
+        "weights": plan.weights,
+        "expected": {"int8": plan.total(), "fp32": plan.total(False), "unit": plan.unit, "machine": plan.machine},
+    }
+    draw(args.out / "quantize.png", scores, name)
+    finish(args, made[name], plan, outcome, {**vars(args), "calibration": listed, "depends": depends})
+
+
+def lost(fp32: dict[str, Any], int8: dict[str, Any]) -> float:
+    """Points of pooled AP33 that INT8 loses; negative where it gains."""
+    return 100 * (fp32["ap33_pooled"] - int8["ap33_pooled"])
+
+
+def train(
+    args: argparse.Namespace, data: Dataset, plan: Plan, scales: Mapping[str, float], tensor: Float, journal: Journal
+) -> Path | None:
+    """Quantization-aware training and the model that comes of it, if there is a checkpoint to train on from."""
+    if args.checkpoint is None:
+        return None
+    qat.check_origin(args.checkpoint, args.model, plan)
+    out, folder = args.out / "training", args.out / "work" / "qat"
+    config = qat.settings(args.data, args.checkpoint, out, args.train_minutes, args.max_steps, args.processes)
+    trained = qat.fine_tune(config, plan, scales, data, journal)
+    quantize(trained.folder, folder, tensor, check_fits(plan, read_layers(trained.folder), out), trained.scales)
+    return folder
+
+
+def finish(
+    args: argparse.Namespace, folder: Path, plan: Plan, outcome: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Write the model, its `.nb` and the record.
+
+    Raises:
+        ToolError: the model loses more than the limit; the record is written, the `.nb` is not.
+    """
+    points = outcome["lost_points"][outcome["kept"]]
+    fits = points <= args.limit
+    for name in (PROGRAM, WEIGHTS):
+        shutil.copy(folder / name, args.out / name)
+    if fits:
+        compile_nb(args.out, args.nb, PLACES[args.target])
+        outcome["nb_bytes"] = args.nb.stat().st_size
+    write_record(args.out / "quantize.json", "quantize", settings, outcome)
+    if not fits:
+        how = "raise --train-minutes" if args.checkpoint else "give --checkpoint for quantization-aware training"
+        raise ToolError(
+            f"{args.nb}: not written: INT8 ({outcome['kept']}) loses {points:.2f} points of pooled AP33, allowed are "
+            f"{args.limit:g}; {how}, keep layers FP32 with --keep-fp32, or raise --limit"
+        )
+    layers, size = len(outcome["int8_layers"]), outcome["nb_bytes"]
+    print(f"{args.nb}: {layers} layers INT8, {outcome['kept']}, {points:+.2f} points of AP33 lost, {size} bytes")
