@@ -97,12 +97,17 @@ def distances_to_boxes(raw: paddle.Tensor, centres: paddle.Tensor, stride: int) 
     return paddle.concat([centres - distance[:, :2], centres + distance[:, 2:]], axis=1)
 
 
+def _area(sides: paddle.Tensor) -> paddle.Tensor:
+    """Products of sides (P, 2). Not `prod`: its gradient divides by each side, and is NaN where boxes do not meet."""
+    return sides[:, 0] * sides[:, 1]
+
+
 def giou(a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
     """Generalised IoU of paired boxes (P, 4), in [-1, 1]."""
-    inter = F.relu(paddle.minimum(a[:, 2:], b[:, 2:]) - paddle.maximum(a[:, :2], b[:, :2])).prod(axis=1)
-    area_a = (a[:, 2:] - a[:, :2]).prod(axis=1)
-    area_b = (b[:, 2:] - b[:, :2]).prod(axis=1)
-    hull = (paddle.maximum(a[:, 2:], b[:, 2:]) - paddle.minimum(a[:, :2], b[:, :2])).prod(axis=1)
+    inter = _area(F.relu(paddle.minimum(a[:, 2:], b[:, 2:]) - paddle.maximum(a[:, :2], b[:, :2])))
+    area_a = _area(a[:, 2:] - a[:, :2])
+    area_b = _area(b[:, 2:] - b[:, :2])
+    hull = _area(paddle.maximum(a[:, 2:], b[:, 2:]) - paddle.minimum(a[:, :2], b[:, :2]))
     union = area_a + area_b - inter
     return inter / (union + 1e-6) - (hull - union) / (hull + 1e-6)
 

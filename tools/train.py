@@ -453,7 +453,8 @@ def train_epoch(run: Run, boards: Sequence[Board], shapes: Sequence[np.ndarray],
         size = "x".join(map(str, examples.size))
         bar.set_postfix_str(f"epoch {run.epoch + 1} size {size} loss {parts['loss']:.3f}", refresh=False)
         bar.update(0)
-        if last:
+        # A run by time ends within an epoch: one of whole images can take minutes.
+        if last or (config.minutes and since == 0 and run.progress() >= 1):
             break
     run.epoch += 1
     return sums
@@ -509,9 +510,24 @@ def _close_epoch(run: Run, losses: dict[str, float], held: Sequence[Sample], bar
         note["validation"] = validate(run, held)
     if run.hooks.note is not None:
         note.update(run.hooks.note(run, held))
+    refuse_nonsense(run)
     run.history.append(note)
     tqdm.write(f"{time.strftime('%H:%M:%S')} {note}", file=bar.fp)
     run.save(Path(run.config.out) / CHECKPOINT)
+
+
+def refuse_nonsense(run: Run) -> None:
+    """Check that every averaged weight is a number, before the checkpoint of an epoch replaces the one before.
+
+    Raises:
+        ToolError: one is not.
+    """
+    broken = [name for name, value in run.average.state.items() if not np.isfinite(value).all()]
+    if broken:
+        raise ToolError(
+            f"epoch {run.epoch} left weights that are not numbers ({broken[0]}, {len(broken)} tensors): go on from the "
+            f"checkpoint of the epoch before with --resume and a lower --rate than {run.config.rate:g}"
+        )
 
 
 def _finish(run: Run) -> None:

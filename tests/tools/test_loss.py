@@ -134,3 +134,9 @@ def test_label_smoothing_keeps_a_positive_from_being_certain() -> None:
     plain, _ = detection_loss(cls, reg, [labels(gt, 2)], STRIDE, LossConfig())
     smooth, _ = detection_loss(cls, reg, [labels(gt, 2)], STRIDE, LossConfig(smoothing=0.1))
     assert float(smooth) > float(plain) + 0.5
+
+
+def test_boxes_that_do_not_meet_have_a_gradient() -> None:
+    apart = paddle.to_tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]], stop_gradient=False)
+    giou(apart, paddle.to_tensor([[2.0, 8, 6, 12], [8, 8, 12, 12]])).sum().backward()
+    assert np.isfinite(apart.grad.numpy()).all() and np.abs(apart.grad.numpy()).max() > 0

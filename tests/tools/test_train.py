@@ -145,6 +145,14 @@ def test_network_file_with_an_unknown_field(tmp_path: Path) -> None:
         network_config(str(path), 2, 1)
 
 
+def test_weights_that_are_no_numbers_never_replace_a_checkpoint(config: TrainConfig) -> None:
+    run_ = train.Run(config, read_dataset(Path(config.data)), 0, 1)
+    train.refuse_nonsense(run_)
+    run_.average.state["reg.bias"][1] = np.nan
+    with pytest.raises(ToolError, match=r"not numbers \(reg\.bias, 1 tensors\).*lower --rate than 0\.002"):
+        train.refuse_nonsense(run_)
+
+
 def test_learning_rate_warms_up_and_ends_low() -> None:
     config = TrainConfig("", "", rate=1.0, warmup_steps=10, final_rate=0.01)
     rates = [learning_rate(config, step, progress) for step, progress in [(0, 0), (9, 0), (99, 0.5), (999, 1.0)]]
