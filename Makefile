@@ -39,7 +39,8 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=10 --ignore=tests/tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses=4 tests/tools
 
 bench: $(VENV)/.dev
 	$(BIN)/edge bench --bundle $(BUNDLE)

@@ -66,6 +66,7 @@ setup(
             "psutil",
             "pytest>=8",
             "pytest-timeout",
+            "pytest-xdist",  # the toolchain's tests, on all cores
             "hypothesis",
             "ruff",
             "mypy",
