@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -93,12 +94,12 @@ def bullet(text: str) -> list[str]:
 
 
 def percent(value: Any) -> str | None:
-    """A share as per cent with two digits; None stays unknown.
+    """A share as per cent with two digits; None and NaN are unknown.
 
-    >>> percent(0.98765), percent(None)
-    ('98.77', None)
+    >>> percent(0.98765), percent(None), percent(float("nan"))
+    ('98.77', None, None)
     """
-    return None if value is None else f"{100 * value:.2f}"
+    return None if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _rate(rate: Mapping[str, Any] | None) -> str | None:
@@ -353,7 +354,8 @@ def _limits(facts: Facts) -> list[str]:
 
 
 def _reproduce(facts: Facts) -> list[str]:
-    records = {r.path: r for r in (*facts.records, *facts.evaluations.values())}
+    # A run inside another step has a record of its own, and no command.
+    records = {r.path: r for r in (*facts.records, *facts.evaluations.values()) if not r.step.endswith("-training")}
     ordered = sorted(records.values(), key=lambda r: r.finished)
     if not ordered:
         return ["Not recorded: no record was given."]

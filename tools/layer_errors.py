@@ -11,6 +11,7 @@ import numpy as np
 
 from edge.boxes import Float
 from tools.errors import ToolError
+from tools.layers import structured_names
 from tools.paddle_model import StaticModel
 
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
@@ -22,13 +23,14 @@ class LayerError:
     """One convolution.
 
     Attributes:
-        filter: its weights' variable, which has the same name in both programs.
+        name: of the layer in the network. filter: its weights' variable, which has the same name in both programs.
         op, shape: operator, and filter (out, in, height, width).
         int8: whether the quantized program has it in INT8.
         rms: root mean square of its output in FP32. error: of the difference, so far into the network.
         added: how much of `error` / `rms` is new in this layer, against the worst before it; negative: it fades.
     """
 
+    name: str
     filter: str
     op: str
     shape: tuple[int, ...]
@@ -83,10 +85,12 @@ def layer_errors(fp32: Path, quantized: Path, tensors: Sequence[Float]) -> list[
             squares[i] += float(np.square(a).sum()), float(np.square(a - b).sum())
             counts[i] += a.size
     roots = np.sqrt(squares / np.maximum(counts, 1)[:, None])
+    labels = structured_names(fp32)
     found: list[LayerError] = []
     for name, (rms, error) in zip(common, roots.tolist(), strict=True):
         relative = error / rms if rms > 0 else 0.0
         added = relative - max((layer.relative for layer in found), default=0.0)
         shape = tuple(first.weight(name).shape)
-        found.append(LayerError(name, names[name][0], shape, other[name][2], rms, error, added))
+        label = labels.get(name, name).removesuffix(".weight")
+        found.append(LayerError(label, name, names[name][0], shape, other[name][2], rms, error, added))
     return found

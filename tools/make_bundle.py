@@ -263,7 +263,8 @@ def open_as_device(bundle: Path, golden: Golden) -> dict[str, int]:
     """
     agreed = {}
     for runtime in installed_runtimes():
-        command = [sys.executable, "-m", "edge", "replay", str(bundle / FOLDER), "--bundle", str(bundle)]
+        place = bundle.resolve()
+        command = [sys.executable, "-m", "edge", "replay", str(place / FOLDER), "--bundle", str(place)]
         command += ["--runtime", runtime, "--jsonl", "-"]
         try:
             child = subprocess.run(

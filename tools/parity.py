@@ -34,6 +34,8 @@ class Limits:
         unmatched: share of boxes that only one of the two has.
         verdicts: share of images with another verdict.
         golden_verdicts: the same on the golden set, whose samples are clear cases.
+        kernels: 95th percentile of the difference in confidence between a device's form and the simulation of it, which
+            is left to the device's arithmetic alone: sums that saturate show here.
     """
 
     output: float
@@ -47,6 +49,7 @@ class Limits:
     unmatched: float
     verdicts: float
     golden_verdicts: float = 0.0
+    kernels: float = 0.03
 
 
 # The same weights in the same arithmetic: only the order of sums differs.

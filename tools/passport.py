@@ -36,7 +36,17 @@ from tools.journal import Journal
 from tools.layer_errors import LayerError, layer_errors
 from tools.metrics import figures
 from tools.paddle_model import PROGRAM, WEIGHTS
-from tools.parity import Limits, accuracy_drops, compare, exceeded, pack, parse_limits, score_differences, unpack
+from tools.parity import (
+    Agreement,
+    Limits,
+    accuracy_drops,
+    compare,
+    exceeded,
+    pack,
+    parse_limits,
+    score_differences,
+    unpack,
+)
 from tools.passport_report import to_markdown
 from tools.plots import figure
 from tools.run_record import versions, write_record
@@ -215,12 +225,23 @@ def examine(subject: Subject, forms: Sequence[Form], limits: Mapping[str, Limits
             "validation": validation.as_dict(),
         }
     if SIMULATED_X86 in result["forms"]:
-        # What is left between the two is the device's own arithmetic: sums that saturate show here.
         paths = {form.name: subject.models / form.path for form in forms}
         simulated, device = (subject.look(name, paths[name]).validation for name in (SIMULATED_X86, INT8_X86))
         kernels = compare(simulated, device, detect, classes)
         result["forms"][INT8_X86]["against_simulation"] = kernels.as_dict()
+        problems += wrong_kernels(kernels, limits["int8"])
     return {**result, "problems": problems}
+
+
+def wrong_kernels(kernels: Agreement, limits: Limits) -> list[str]:
+    """What to say when the device's own arithmetic differs from the simulation of it."""
+    if kernels.score_p95 <= limits.kernels or not kernels.boxes:
+        return []
+    return [
+        f"{INT8_X86}: kernels is {kernels.score_p95:.5g}, the limit is {limits.kernels:.5g}: Paddle Lite computes "
+        "other sums than its simulation. Keep the weights in reduced range; keep pointwise layers FP32 whose map has "
+        "no multiple of 4 cells, unless their input channels are a multiple of 32"
+    ]
 
 
 def draw(subject: Subject, forms: Sequence[Form], layers: Mapping[str, list[LayerError]], out: Path) -> None:
@@ -311,6 +332,7 @@ def _depends(
     models: Path, forms: Sequence[Form], reference: Path, samples: Sequence[Sample], recipe: Recipe, golden: Golden
 ) -> dict[str, Any]:
     return {
+        "format": FORMAT,
         "models": {form.path: form_hash(models / form.path) for form in forms},
         "reference": form_hash(reference),
         "fp32": form_hash(models / FP32_FOLDER) if (models / FP32_FOLDER).is_dir() else "",

@@ -45,7 +45,7 @@ def to_markdown(passport: Mapping[str, Any]) -> str:
 
 def _layer(e: Mapping[str, Any]) -> list[Any]:
     precision = "yes" if e["int8"] else "no"
-    return [e["filter"], e["op"], "x".join(map(str, e["shape"])), precision, e["relative"], e["added"]]
+    return [e["name"], e["op"], "x".join(map(str, e["shape"])), precision, e["relative"], e["added"]]
 
 
 def _inputs(passport: Mapping[str, Any]) -> str:

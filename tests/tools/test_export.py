@@ -19,6 +19,9 @@ from tools.network import Detector, NetworkConfig
 from tools.paddle_model import PROGRAM, WEIGHTS, StaticModel, compile_nb
 from tools.runtimes import load_network
 
+pytestmark = pytest.mark.timeout(600)  # models are made first, on a machine that may be busy
+
+
 NARROW = NetworkConfig(
     classes=2, channels=3, stem=8, width8=16, width16=24, width32=32, depth8=1, depth16=1, depth32=1, kernel=3, neck=16
 )

@@ -22,6 +22,9 @@ from tools.card import MARK
 from tools.errors import ToolError
 from tools.make_bundle import MODELS, main
 
+pytestmark = pytest.mark.timeout(600)  # models are made first, on a machine that may be busy
+
+
 FIGURES = {
     "images": 8, "truths": 9, "ap33_pooled": 0.98765, "ap33_class_mean": 0.97, "ap33": {"hole": 0.99, "bar": 0.951},
     "map50": 0.96, "map50_95": 0.75, "f33_best": 0.95, "rules": {"max_detections": 100, "min_confidence": 0.01},
@@ -200,10 +203,13 @@ def test_what_was_not_measured_is_said_so(bare: Path) -> None:
     assert golden.reference == "detector.onnx" and len(golden.samples) >= 2
 
 
-def test_the_next_bundle_counts_on_and_leaves_nothing_of_the_last(bare: Path, tmp_path: Path) -> None:
+def test_the_next_bundle_counts_on_and_leaves_nothing_of_the_last(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = shutil.copytree(bare, tmp_path / "bundle")
     (out / "CARD.md").write_text("# By hand\n")
-    main(arguments(out))
+    monkeypatch.chdir(tmp_path)  # a relative path is one from here, for the device's program too
+    main(arguments(Path("bundle")))
     assert manifest.read(out).version == 2
     assert (out / "CARD.md").read_text() == "# By hand\n", "a card by hand is kept"
     main(arguments(out, "--version", "9", "--product", "other", "--new-card"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from tools import passport
 from tools.errors import ToolError
 from tools.layer_errors import layer_errors, output_names
 from tools.paddle_model import StaticModel
-from tools.passport import Subject, Witness, find_forms, without_nan
+from tools.parity import INT8, Agreement
+from tools.passport import Subject, Witness, find_forms, without_nan, wrong_kernels
+
+pytestmark = pytest.mark.timeout(600)  # models are made first, on a machine that may be busy
 
 
 def run(out: Path, models: Path | None = None, limits: list[str] = BEARABLE, more: list[str] | None = None) -> None:
@@ -129,9 +133,19 @@ def test_a_layer_that_loses_is_found(tmp_path: Path) -> None:
     tensors = [np.random.default_rng(k).random((1, 3, 64, 128)).astype(np.float32) for k in range(2)]
     errors = layer_errors(models / "fp32", spoiled, tensors)
     assert max(errors, key=lambda e: e.added).filter == victim
+    assert all(e.name.endswith((".conv", "cls", "reg")) for e in errors), "named as in the network"
     assert {e.int8 for e in errors if e.op == "depthwise_conv2d"} == {False}
     sound = layer_errors(models / "fp32", models / "fp32", tensors)
     assert all(e.error == 0 and not e.int8 for e in sound) and len(sound) == len(errors)
+
+
+def test_kernels_that_compute_other_sums_are_told_apart_from_the_loss_of_int8(passed: Path) -> None:
+    form = read(passed)["forms"]["INT8 .nb x86"]["against_simulation"]
+    kernels = Agreement(**{name: form[name] for name in Agreement.__dataclass_fields__})
+    assert wrong_kernels(kernels, INT8) == []
+    said = wrong_kernels(replace(kernels, score_p95=0.2), INT8)
+    assert len(said) == 1 and "kernels is 0.2, the limit is 0.03: Paddle Lite computes other sums" in said[0]
+    assert wrong_kernels(replace(kernels, score_p95=float("nan"), boxes=0), INT8) == []
 
 
 def test_a_model_of_another_network_has_no_layer_in_common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
