@@ -6,7 +6,7 @@ labels. Adversarial training, distillation and pseudo-labels are objectives too,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -46,7 +46,7 @@ class Objective(Protocol):
 class LabelLoss:
     """The plain objective: the network's outputs against the labels."""
 
-    config: LossConfig = LossConfig()
+    config: LossConfig = field(default_factory=LossConfig)
 
     def loss(self, network: Detector, batch: Batch) -> tuple[paddle.Tensor, dict[str, float]]:
         """See `Objective.loss`."""
