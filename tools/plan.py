@@ -5,7 +5,8 @@ reads FP32 pays for rounding it, once a reader; it can write INT8 only if every 
 it writes FP32. So the choice of a layer depends on its neighbours, and the layers that are bound to each other are
 decided together: all combinations where they are few, step by step from both ends where they are many.
 
-Output layers stay FP32, since their errors reach the boxes undamped; so do depthwise convolutions, which lose in INT8.
+Output layers stay FP32, since their errors reach the boxes undamped; so do depthwise convolutions, which lose in INT8,
+and sizes that the target's kernels compute wrongly.
 Weights keep to seven bits on x86, whose multiplication saturates on full-range ones; on ARM they use all eight.
 """
 
@@ -132,10 +133,11 @@ class Costs:
 
     Args:
         rows: the table's figures for each layer, None where it has none.
+        least_gain: share of a layer's FP32 cost that INT8 must save.
     """
 
-    def __init__(self, layers: Sequence[Layer], rows: Sequence[Row | None]):
-        self.layers, self.rows = layers, rows
+    def __init__(self, layers: Sequence[Layer], rows: Sequence[Row | None], least_gain: float = LEAST_GAIN):
+        self.layers, self.rows, self.least_gain = layers, rows, least_gain
         self.read_by = consumers(layers)
 
     def writes_int8(self, place: int, chosen: Collection[int]) -> bool:
@@ -157,7 +159,7 @@ class Costs:
     def total(self, places: Iterable[int], chosen: Collection[int]) -> float:
         """Cost of some layers, with the least gain that each quantized one must bring."""
         chosen = set(chosen)
-        least = sum(LEAST_GAIN * self.rows[place].fp32 for place in chosen if self.rows[place] is not None)
+        least = sum(self.least_gain * self.rows[place].fp32 for place in chosen if self.rows[place] is not None)
         return least + sum(self.of(place, chosen) for place in places)
 
 
@@ -203,7 +205,21 @@ def _descend(group: Sequence[int], costs: Costs, chosen: set[int]) -> set[int]:
         chosen = chosen ^ best
 
 
-def pinned(layer: Layer, row: Row | None, keep_fp32: Collection[str]) -> str:
+def sums_wrongly(shape: Shape, target: str) -> bool:
+    """Whether Paddle Lite 2.13rc0 computes a quantized convolution wrongly there.
+
+    On x86 its matrix product goes astray where neither the output has a multiple of 4 cells nor each sum a multiple of
+    32 terms; seen by comparing with Paddle's simulation.
+
+    >>> wrong, right = Shape("conv2d", 1, 1, 24, 32, 5, 5), Shape("conv2d", 1, 1, 32, 32, 5, 5)
+    >>> sums_wrongly(wrong, "x86"), sums_wrongly(right, "x86"), sums_wrongly(wrong, "armv8")
+    (True, False, False)
+    """
+    cells = (shape.height // shape.stride) * (shape.width // shape.stride)
+    return target == "x86" and cells % 4 != 0 and (shape.inputs * shape.kernel**2) % 32 != 0
+
+
+def pinned(layer: Layer, row: Row | None, target: str, keep_fp32: Collection[str]) -> str:
     """Why a layer cannot be quantized; empty if it can."""
     if layer.shape.op == DEPTHWISE:
         return "depthwise convolutions lose in INT8"
@@ -213,16 +229,25 @@ def pinned(layer: Layer, row: Row | None, keep_fp32: Collection[str]) -> str:
         return "kept FP32 by hand"
     if layer.is_output or layer.shape.outputs < FEW_OUTPUTS:
         return "output layer: its errors reach the boxes undamped"
+    if sums_wrongly(layer.shape, target):
+        return f"Paddle Lite's {target} kernel sums wrongly at this size"
     if row is None or row.int8 is None:
         return "the table has no INT8 figure for its kind"
     return ""
 
 
-def make_plan(layers: Sequence[Layer], table: Table, target: str, keep_fp32: Collection[str] = ()) -> Plan:
+def make_plan(
+    layers: Sequence[Layer],
+    table: Table,
+    target: str,
+    keep_fp32: Collection[str] = (),
+    least_gain: float = LEAST_GAIN,
+) -> Plan:
     """Choose INT8 or FP32 for each layer.
 
     Args:
         target: `x86` or `armv8`. keep_fp32: names of layers that are not to be quantized.
+        least_gain: share of a layer's FP32 cost that INT8 must save; negative where a small model is worth some time.
 
     Raises:
         ToolError: a name in `keep_fp32` is none of a convolution of the model.
@@ -234,8 +259,8 @@ def make_plan(layers: Sequence[Layer], table: Table, target: str, keep_fp32: Col
         raise ToolError(f"--keep-fp32 {strange[0]}: the model has no such layer; its convolutions are {known}")
     found = [estimate(table, layer.shape) for layer in layers]
     rows = [None if entry is None else entry[0] for entry in found]
-    reasons = [pinned(layer, row, keep_fp32) for layer, row in zip(layers, rows, strict=True)]
-    costs = Costs(layers, rows)
+    reasons = [pinned(layer, row, target, keep_fp32) for layer, row in zip(layers, rows, strict=True)]
+    costs = Costs(layers, rows, least_gain)
     chosen: set[int] = set()
     for group in groups(layers, {place for place, why in enumerate(reasons) if not why}):
         chosen |= best_of(group, costs)
@@ -329,23 +354,35 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m tools plan", description=__doc__.splitlines()[0])
     p.add_argument("--model", type=Path, required=True, help="folder of the exported FP32 model")
     p.add_argument("--target", choices=sorted(WEIGHTS), required=True)
-    p.add_argument("--table", type=Path, help="of `latency_table`, from the device or one like it (default: built in)")
-    p.add_argument("--dot", action="store_true", help="the device's cores have dot-product instructions (armv8)")
-    p.add_argument("--keep-fp32", nargs="+", default=[], metavar="LAYER", help="names of layers as the plan shows them")
+    add_arguments(p)
     p.add_argument("--out", type=Path, required=True, help="the plan, ends in .json; record and plot go beside it")
     return p
 
 
-def table_for(target: str, table: Path | None) -> Path:
-    """The table to plan from: the one that is given, else the one that comes with the project."""
-    return table or TABLES / f"{target}.json"
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """What a plan is made by, for this step and for `quantize`."""
+    p.add_argument("--table", type=Path, help="of `latency_table`, from the device or one like it (default: built in)")
+    p.add_argument("--dot", action="store_true", help="the device's cores have dot-product instructions (armv8)")
+    p.add_argument("--keep-fp32", nargs="+", default=[], metavar="LAYER", help="names of layers as the plan shows them")
+    p.add_argument(
+        "--least-gain",
+        type=float,
+        default=LEAST_GAIN,
+        metavar="SHARE",
+        help="of a layer's FP32 time that INT8 must save; negative: may cost, for a small model (%(default)s)",
+    )
+
+
+def plan_for(args: argparse.Namespace, layers: Sequence[Layer]) -> Plan:
+    """The plan that `add_arguments` asks for, by the given table or else the one that comes with the project."""
+    table = read_table(args.table or TABLES / f"{args.target}.json", args.dot)
+    return make_plan(layers, table, args.target, args.keep_fp32, args.least_gain)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the step."""
     args = parser().parse_args(arguments)
-    path = table_for(args.target, args.table)
-    plan = make_plan(read_layers(args.model), read_table(path, args.dot), args.target, args.keep_fp32)
+    plan = plan_for(args, read_layers(args.model))
     write_plan(args.out, plan)
     draw(args.out.with_suffix(".png"), plan)
     text = show(plan)
@@ -359,4 +396,4 @@ def main(arguments: Sequence[str]) -> None:
         "unit": plan.unit,
         "machine": plan.machine,
     }
-    write_record(args.out.with_suffix(".record.json"), "plan", {**vars(args), "table": path}, results)
+    write_record(args.out.with_suffix(".record.json"), "plan", vars(args), results)

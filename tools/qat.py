@@ -201,15 +201,16 @@ def check_origin(checkpoint: Path, folder: Path, plan: Plan) -> None:
 
 
 def fine_tune(
-    config: TrainConfig, plan: Plan, scales: Mapping[str, float], data: Dataset, journal: Journal
+    config: TrainConfig, plan: Plan, scales: Mapping[str, float], data: Dataset, journal: Journal, key: str
 ) -> Trained:
     """Train on from `config.start_from`, and export; the same call goes on after a stop.
 
     Args:
         scales: of the post-training model's activations, by the layer's name: the beginning.
+        key: names this training in the journal.
     """
     hooks = Hooks(partial(make_objective, scales=dict(scales), bits=BITS[plan.weights]), keep_scales, "qat")
-    final = train_once(config, hooks, journal, "training")
+    final = train_once(config, hooks, journal, key)
     folder = Path(config.out) / "fp32"
     save_layer(network_of(read_checkpoint(final), final), folder, data.spec)
     learned = json.loads((Path(config.out) / SCALES).read_text(encoding="utf-8"))

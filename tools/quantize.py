@@ -30,10 +30,10 @@ from tools.dataset import Dataset, Sample, data_hash, read_dataset, read_image, 
 from tools.errors import ToolError
 from tools.evaluate import detect_all, figures, model_hash
 from tools.journal import Journal
-from tools.latency_table import read_table
 from tools.layers import read_layers
+from tools.machine import faster_training
 from tools.paddle_model import PROGRAM, WEIGHTS, StaticModel, compile_nb
-from tools.plan import Plan, check_fits, make_plan, read_plan, show, table_for
+from tools.plan import Plan, add_arguments, check_fits, plan_for, read_plan, show
 from tools.plots import figure
 from tools.ptq import ALGORITHMS, PERCENT, filters, post_training, reduce_range, set_scales
 from tools.ranges import collect, scale_of
@@ -44,7 +44,7 @@ __all__ = ["filters", "main", "parser", "post_training", "reduce_range"]
 
 PLACES = {"x86": "x86", "armv8": "arm"}
 HIST_PERCENTS = (0.999, 0.9999, 0.99999)
-TIE = 0.001  # AP33: candidates nearer than this are told apart by the error of their confidences
+TIE = 0.005  # AP33: candidates nearer than this are told apart by the error of their confidences
 
 
 @dataclass(frozen=True)
@@ -128,22 +128,27 @@ class Judge:
         self._data, self._samples, self._fp32 = data, samples, fp32
         self._want: list[list[Float]] = []
 
-    def figures(self, folder: Path, name: str) -> tuple[dict[str, Any], list[list[Float]]]:
-        """All figures of the model in `folder`, and its raw outputs for each sample."""
-        recorder = Recorder(StaticModel.load(folder))
-        images = (read_image(sample.image, self._data.spec.channels) for sample in self._samples)
-        shown = tqdm(images, f"judge {name}", len(self._samples), mininterval=5)
-        found = detect_all(recorder, shown, self._data.spec)
-        known = [sample.known for sample in self._samples]
-        return figures(found, truth_of(self._samples), self._data.classes, known), recorder.outputs
+    def figures(self, folder: Path, name: str) -> dict[str, Any]:
+        """All figures of the model in `folder`."""
+        return self._figures(StaticModel.load(folder), name)
 
     def score(self, folder: Path, name: str) -> Score:
         """The model in `folder` against FP32."""
         if not self._want:
-            self._want = self.figures(self._fp32, "fp32")[1]
-        result, got = self.figures(folder, name)
-        rms, rms_confidence = differences(self._want, got)
+            fp32 = Recorder(StaticModel.load(self._fp32))
+            self._figures(fp32, "fp32")
+            self._want = fp32.outputs
+        recorder = Recorder(StaticModel.load(folder))
+        result = self._figures(recorder, name)
+        rms, rms_confidence = differences(self._want, recorder.outputs)
         return Score(result["ap33_pooled"], round(rms, 5), round(rms_confidence, 6))
+
+    def _figures(self, predictor: Predictor, name: str) -> dict[str, Any]:
+        images = (read_image(sample.image, self._data.spec.channels) for sample in self._samples)
+        shown = tqdm(images, f"judge {name}", len(self._samples), mininterval=5)
+        found = detect_all(predictor, shown, self._data.spec)
+        known = [sample.known for sample in self._samples]
+        return figures(found, truth_of(self._samples), self._data.classes, known)
 
 
 def spread_out(samples: Sequence[Sample], count: int, without: Sequence[str]) -> list[Sample]:
@@ -154,12 +159,11 @@ def spread_out(samples: Sequence[Sample], count: int, without: Sequence[str]) ->
     return [left[i] for i in np.linspace(0, len(left) - 1, count).round().astype(int)]
 
 
-def quantize(fp32: Path, out: Path, tensor: Float, plan: Plan, scales: Mapping[str, float]) -> None:
-    """Quantize the model in `fp32` as planned, into `out`.
+def quantize(fp32: Path, out: Path, tensor: Float, plan: Plan) -> None:
+    """Quantize the model in `fp32` as planned, into `out`; the scales of its activations are still to be set.
 
     Args:
         tensor: any input of the network, (C, H, W).
-        scales: largest magnitude that the input of each quantized layer keeps, by the layer's name.
 
     Raises:
         ToolError: the plan quantizes nothing.
@@ -167,7 +171,15 @@ def quantize(fp32: Path, out: Path, tensor: Float, plan: Plan, scales: Mapping[s
     if not any(layer.int8 for layer in plan.layers):
         raise ToolError(f"the plan for {plan.target} keeps all layers FP32: ship the FP32 model, or make another plan")
     post_training(fp32, out, [tensor], "abs_max", plan.skipped())
-    model = StaticModel.load(out)
+
+
+def with_scales(quantized: Path, out: Path, plan: Plan, scales: Mapping[str, float]) -> None:
+    """The model of `quantize` with these scales, and its weights in the planned range, into `out`.
+
+    Args:
+        scales: largest magnitude that the input of each quantized layer keeps, by the layer's name.
+    """
+    model = StaticModel.load(quantized)
     set_scales(model, {layer.filter: scales[layer.name] for layer in plan.layers if layer.int8})
     if plan.weights == "reduced":
         reduce_range(model)
@@ -185,22 +197,42 @@ def all_scales(
     }
 
 
-def compare(
-    args: argparse.Namespace, plan: Plan, tensors: Sequence[Float], judge: Judge, journal: Journal
-) -> tuple[dict[str, Score], dict[str, dict[str, float]]]:
-    """Try every candidate; returns scores and scales of each, whose model is in `work/NAME`."""
-    tried = candidates(args.algorithm, args.percent)
-    scales = journal.once("scales", lambda: all_scales(args.model, tensors, plan, tried))
-    scores = {}
-    for name, mine in scales.items():
-        folder = args.out / "work" / name
+@dataclass(frozen=True)
+class Work:
+    """What the parts of the step share."""
 
-        def work(name: str = name, mine: dict[str, float] = mine, folder: Path = folder) -> dict[str, float]:
-            quantize(args.model, folder, tensors[0], plan, mine)
-            return asdict(judge.score(folder, name))
+    args: argparse.Namespace
+    data: Dataset
+    plan: Plan
+    tensors: Sequence[Float]  # calibration inputs, (C, H, W) each
+    journal: Journal
 
-        scores[name] = Score(**journal.once(name, work))
-    return scores, scales
+    def folder(self, name: str) -> Path:
+        """Where the model of a candidate is, or of `qat`."""
+        return Path(self.args.out) / "work" / name
+
+
+def compare(work: Work, judge: Judge) -> tuple[str, dict[str, Score], dict[str, float]]:
+    """Try every candidate; returns the best's name, whose model is in its folder, all scores, and the best's scales."""
+    tried = candidates(work.args.algorithm, work.args.percent)
+    if "scales" not in work.journal:
+        shutil.rmtree(work.folder("base"), ignore_errors=True)  # of another plan or model
+    scales = work.journal.once("scales", lambda: all_scales(work.args.model, work.tensors, work.plan, tried))
+
+    def made(name: str) -> Path:
+        if not (work.folder("base") / WEIGHTS).is_file():
+            quantize(work.args.model, work.folder("base"), work.tensors[0], work.plan)
+        with_scales(work.folder("base"), work.folder(name), work.plan, scales[name])
+        return work.folder(name)
+
+    scores = {
+        name: Score(**work.journal.once(name, lambda name=name: asdict(judge.score(made(name), name))))
+        for name in scales
+    }
+    name = best(scores)
+    if not (work.folder(name) / PROGRAM).is_file():  # scored by an earlier call, and cleared away since
+        made(name)
+    return name, scores, scales[name]
 
 
 def choose_plan(args: argparse.Namespace) -> Plan:
@@ -211,8 +243,7 @@ def choose_plan(args: argparse.Namespace) -> Plan:
     """
     layers = read_layers(args.model)
     if args.plan is None:
-        table = read_table(table_for(args.target, args.table), args.dot)
-        return make_plan(layers, table, args.target, args.keep_fp32)
+        return plan_for(args, layers)
     if args.table or args.keep_fp32:
         raise ToolError("--plan says all; --table and --keep-fp32 are for making one")
     plan = read_plan(args.plan)
@@ -252,10 +283,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, required=True, help="dataset folder")
     p.add_argument("--model", type=Path, required=True, help="folder of the exported FP32 model")
     p.add_argument("--target", choices=sorted(PLACES), required=True)
-    p.add_argument("--plan", type=Path, help="from `plan` (default: made from the table)")
-    p.add_argument("--table", type=Path, help="from `latency_table` (default: the one built in for the target)")
-    p.add_argument("--dot", action="store_true", help="the device's cores have dot-product instructions (armv8)")
-    p.add_argument("--keep-fp32", nargs="+", default=[], metavar="LAYER", help="layers that are not to be quantized")
+    p.add_argument("--plan", type=Path, help="from `plan` (default: made here, by what follows)")
+    add_arguments(p)
     p.add_argument("--calibration", type=Path, help="of `calibration` (default: calibration_data/PRODUCT/images.json)")
     p.add_argument("--images", type=int, default=0, help="calibrate with the first so many of the list; 0: all")
     p.add_argument("--algorithm", choices=ALGORITHMS, help="use this one (default: the best of all)")
@@ -289,16 +318,12 @@ def check(args: argparse.Namespace) -> None:
             raise ToolError(f"{args.model / name}: missing; `python -m tools export` writes the model")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the step; the same command goes on where it was stopped."""
-    args = parser().parse_args(arguments)
-    check(args)
-    data = read_dataset(args.data)
-    held, listed = data.part("validation"), list_for(data, args.calibration)
+def prepare(args: argparse.Namespace) -> tuple[Work, list[Sample], dict[str, Any]]:
+    """Read all that is needed; returns it, the calibration samples, and what the results depend on."""
+    data, plan = read_dataset(args.data), choose_plan(args)
+    listed = list_for(data, args.calibration)
     chosen = read_list(listed, data)[: args.images or None]
     tensors = [preprocess(read_image(x.image, data.spec.channels), data.spec)[0][0] for x in chosen]
-    plan = choose_plan(args)
-    print(show(plan))
     depends = {
         "model": model_hash(args.model),
         "data": data_hash(data.samples),
@@ -308,33 +333,39 @@ def main(arguments: Sequence[str]) -> None:
         "compare_on": args.compare_on,
         "algorithm": args.algorithm and [args.algorithm, args.percent],
     }
-    journal = Journal(args.out / "quantize.journal", depends)
-    samples = spread_out(data.part("train"), args.compare_on, [x.name for x in chosen])
-    scores, scales = compare(args, plan, tensors, Judge(data, samples, args.model), journal)
-    name = best(scores)
+    return Work(args, data, plan, tensors, Journal(args.out / "quantize.journal", depends)), chosen, depends
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the step; the same command goes on where it was stopped."""
+    args = parser().parse_args(arguments)
+    check(args)
+    faster_training()  # the simulations gain as much; nothing is timed here
+    work, chosen, depends = prepare(args)
+    plan, journal, held = work.plan, work.journal, work.data.part("validation")
+    print(show(plan))
+    samples = spread_out(work.data.part("train"), args.compare_on, [x.name for x in chosen])
+    name, scores, scales = compare(work, Judge(work.data, samples, args.model))
     print(table_of(scores, name))
-    judge = Judge(data, held, args.model)
-    fp32 = journal.once("validation fp32", lambda: judge.figures(args.model, "fp32")[0])
-    made = {name: args.out / "work" / name}
-    results = {name: journal.once(f"validation {name}", lambda: judge.figures(made[name], name)[0])}
-    if args.train or lost(fp32, results[name]) > args.limit:
-        trained = train(args, data, plan, scales[name], tensors[0], journal)
-        if trained is not None:
-            made["qat"] = trained
-            results["qat"] = journal.once("validation qat", lambda: judge.figures(trained, "qat")[0])
-    name = max(results, key=lambda key: results[key]["ap33_pooled"])
+    draw(args.out / "quantize.png", scores, name)
+    judge = Judge(work.data, held, args.model)
+    fp32 = journal.once("validation fp32", lambda: judge.figures(args.model, "fp32"))
+    results = {name: journal.once(f"validation {name}", lambda: judge.figures(work.folder(name), name))}
+    if args.checkpoint is not None and (args.train or lost(fp32, results[name]) > args.limit):
+        key = f"training {args.train_minutes} {args.max_steps}"
+        train(work, scales, key)
+        results["qat"] = journal.once(f"validation {key}", lambda: judge.figures(work.folder("qat"), "qat"))
     outcome = {
-        "kept": name,
-        "algorithms": {key: asdict(score) for key, score in scores.items()},
+        "kept": max(results, key=lambda each: results[each]["ap33_pooled"]),
+        "algorithms": {each: asdict(score) for each, score in scores.items()},
         "validation": {"fp32": fp32, **results},
-        "lost_points": {key: round(lost(fp32, value), 3) for key, value in results.items()},
+        "lost_points": {each: round(lost(fp32, result), 3) for each, result in results.items()},
         "int8_layers": [layer.name for layer in plan.layers if layer.int8],
         "fp32_layers": [layer.name for layer in plan.layers if layer.filter and not layer.int8],
         "weights": plan.weights,
         "expected": {"int8": plan.total(), "fp32": plan.total(False), "unit": plan.unit, "machine": plan.machine},
     }
-    draw(args.out / "quantize.png", scores, name)
-    finish(args, made[name], plan, outcome, {**vars(args), "calibration": listed, "depends": depends})
+    finish(args, work.folder(outcome["kept"]), outcome, {**vars(args), "depends": depends})
 
 
 def lost(fp32: dict[str, Any], int8: dict[str, Any]) -> float:
@@ -342,23 +373,22 @@ def lost(fp32: dict[str, Any], int8: dict[str, Any]) -> float:
     return 100 * (fp32["ap33_pooled"] - int8["ap33_pooled"])
 
 
-def train(
-    args: argparse.Namespace, data: Dataset, plan: Plan, scales: Mapping[str, float], tensor: Float, journal: Journal
-) -> Path | None:
-    """Quantization-aware training and the model that comes of it, if there is a checkpoint to train on from."""
-    if args.checkpoint is None:
-        return None
-    qat.check_origin(args.checkpoint, args.model, plan)
-    out, folder = args.out / "training", args.out / "work" / "qat"
+def train(work: Work, scales: Mapping[str, float], key: str) -> None:
+    """Quantization-aware training from the checkpoint; what comes of it is quantized into the folder of `qat`.
+
+    Args:
+        scales: of the post-training model, by the layer's name. key: names this training in the journal.
+    """
+    args, out = work.args, work.args.out / "training"
+    qat.check_origin(args.checkpoint, args.model, work.plan)
     config = qat.settings(args.data, args.checkpoint, out, args.train_minutes, args.max_steps, args.processes)
-    trained = qat.fine_tune(config, plan, scales, data, journal)
-    quantize(trained.folder, folder, tensor, check_fits(plan, read_layers(trained.folder), out), trained.scales)
-    return folder
+    trained = qat.fine_tune(config, work.plan, scales, work.data, work.journal, key)
+    plan = check_fits(work.plan, read_layers(trained.folder), out)
+    quantize(trained.folder, out / "int8", work.tensors[0], plan)
+    with_scales(out / "int8", work.folder("qat"), plan, trained.scales)
 
 
-def finish(
-    args: argparse.Namespace, folder: Path, plan: Plan, outcome: dict[str, Any], settings: dict[str, Any]
-) -> None:
+def finish(args: argparse.Namespace, folder: Path, outcome: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write the model, its `.nb` and the record.
 
     Raises:

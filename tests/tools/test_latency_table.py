@@ -17,6 +17,8 @@ from tools.lite_timer import Job, time_jobs
 from tools.network import Detector, NetworkConfig
 from tools.paddle_model import save_layer
 
+pytestmark = pytest.mark.timeout(600)  # models are made first, on a machine that may be busy
+
 SIZES = {"stem": 8, "width8": 16, "width16": 16, "width32": 16, "depth8": 1, "depth16": 1, "depth32": 1, "neck": 16}
 SMALL = NetworkConfig(classes=2, expand=2.0, **SIZES)
 POINT = Shape(CONV, 1, 1, 32, 64, 16, 16)

@@ -90,6 +90,21 @@ def test_depthwise_and_narrow_layers_stay_fp32_and_say_so() -> None:
     assert "depthwise" in made.layers[0].why and "output layer" in made.layers[2].why
 
 
+def test_what_the_kernel_computes_wrongly_stays_fp32() -> None:
+    odd = Shape(CONV, 1, 1, 24, 64, 21, 21)
+    layers = [Layer("a", odd, "a", (-1,)), Layer("end", LOOK, "e", (0,), True)]
+    known = table(Row(odd, 1.0, 0.2), Row(LOOK, 0.2))
+    made = make_plan(layers, known, "x86")
+    assert not made.layers[0].int8 and "sums wrongly" in made.layers[0].why
+    assert make_plan(layers, known, "armv8").layers[0].int8
+
+
+def test_a_small_model_may_cost_some_time() -> None:
+    layers, known = chain(LOOK, ONE, LOOK), table(Row(ONE, 1.0, 1.02), Row(LOOK, 0.2))
+    assert choices(layers, known) == [False, False, False]
+    assert choices(layers, known, least_gain=-0.05) == [False, True, False]
+
+
 def test_kept_by_hand() -> None:
     layers = chain(LOOK, ONE, ONE, LOOK)
     known = table(CHEAP, Row(LOOK, 0.2))

@@ -22,8 +22,10 @@ from tools.objective import Batch, Truth
 from tools.paddle_model import StaticModel, save_layer
 from tools.plan import Decision, Plan
 from tools.qat import RoundedLoss, Rounder, round_layers, rounders, twin_of
-from tools.quantize import main
+from tools.quantize import main, with_scales
 from tools.quantize import quantize as quantize_model
+
+pytestmark = pytest.mark.timeout(600)  # models are made first, on a machine that may be busy
 
 SIZES = {"stem": 16, "width8": 16, "width16": 16, "width32": 16, "depth8": 1, "depth16": 1, "depth32": 1, "neck": 16}
 SCALES = {"stage8.0.expand.conv": 4.0, "stage8.0.project.conv": 3.0, "cls_tower.conv": 5.0}
@@ -80,7 +82,8 @@ def test_rounded_twin_computes_what_the_quantized_program_does(network: Detector
     save_layer(network, tmp_path / "fp32", InputSpec(64, 64, 1))
     image = np.random.default_rng(0).random((1, 1, 64, 64)).astype(np.float32)
     plan = planned(read_layers(tmp_path / "fp32"), "full")
-    quantize_model(tmp_path / "fp32", tmp_path / "int8", image[0], plan, SCALES)
+    quantize_model(tmp_path / "fp32", tmp_path / "base", image[0], plan)
+    with_scales(tmp_path / "base", tmp_path / "int8", plan, SCALES)
     twin = twin_of(network)
     round_layers(twin, SCALES, 8)
     twin.eval()

@@ -32,6 +32,8 @@ from tools.ptq import (
 )
 from tools.quantize import Candidate, Score, best, candidates, differences, main
 
+pytestmark = pytest.mark.timeout(600)  # models are made first, on a machine that may be busy
+
 SPEC = InputSpec(64, 64, 1)
 SIZES = {"stem": 16, "width8": 32, "width16": 32, "width32": 32, "depth8": 1, "depth16": 1, "depth32": 1, "neck": 32}
 
