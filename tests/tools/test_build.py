@@ -95,6 +95,17 @@ def test_another_checkpoint_begins_anew(tmp_path: Path, monkeypatch: pytest.Monk
     assert ran[: len(ran) // 2] == ran[len(ran) // 2 :]
 
 
+def test_another_calibration_means_another_passport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_dataset(tmp_path / "data")
+    ran: list[str] = []
+    monkeypatch.setattr(build, "run", lambda stage: ran.append(stage.name) or 1.0)
+    asked = arguments(tmp_path, data)
+    build.main(asked)
+    first = list(ran)
+    build.main([*asked, "--algorithm", "mse"])
+    assert ran[len(first) :] == first[first.index("quantize x86") :]
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     asked = arguments(tmp_path, tiny_dataset(tmp_path / "data"))
     (tmp_path / "c.pdckpt").unlink()
