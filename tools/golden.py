@@ -1,9 +1,9 @@
 """Golden samples: images that this project draws itself, and what the FP32 reference finds on them.
 
 A device compares its own answers with these before it serves a bundle, so they must not depend on luck. Many
-candidates are drawn, and only clear cases are taken: those on which no box of the reference is near a threshold.
+candidates are drawn, and only clear cases are taken: those whose verdict stays when confidences move a little.
 Circuit boards come from the simulated line, with known defects; for any other product there is a turned metal surface
-with dark pits, which no real part looks exactly like, but whose answers are just as repeatable. Nothing of a data set
+with pits, which no real part looks exactly like, but whose answers are just as repeatable. Nothing of a data set
 is in them.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from edge import gate
+from edge.boxes import Float
 from edge.bundle.manifest import Golden, GoldenBox, GoldenSample
 from edge.capture.board import DEFECTS, draw_board
 from edge.capture.optics import expose
@@ -55,7 +56,7 @@ class Answer:
     """What the reference makes of a candidate.
 
     Attributes:
-        found: boxes that matter to a verdict. margin: distance of the nearest box to any threshold, in confidence.
+        found: boxes that matter to a verdict. margin: by how much confidences may move without another verdict.
     """
 
     candidate: Candidate
@@ -90,52 +91,51 @@ def draw_candidates(classes: Sequence[str], spec: InputSpec, count: int = CANDID
 
 
 def draw_surface(rng: np.random.Generator, spec: InputSpec, kinds: Sequence[str]) -> Candidate:
-    """A turned metal surface, as wide and high as the input, with a dark pit for each of `kinds`.
+    """A turned metal surface, as wide and high as the input, with a pit for each of `kinds`.
 
-    Bands and tool marks run along the turning direction, as on a screw. There are few grey levels and no noise, so that
-    the file stays small.
+    Grooves and tool marks run along the turning direction, as on a screw; a pit is a cluster of cracks in a groove.
+    There are few grey levels and no noise, so that the file stays small.
     """
     height, width = spec.height, spec.width
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     along = y + rng.uniform(0.1, 0.3) * x  # constant along a tool mark
     pitch = rng.uniform(0.3, 0.5) * height
-    band = np.cos(2 * np.pi * along / pitch + rng.uniform(0, 6))
+    groove = np.cos(2 * np.pi * along / pitch + rng.uniform(0, 6))  # -1 at the bottom
     lines = cv2.GaussianBlur(rng.normal(0, 16, (1, 2 * (height + width))).astype(np.float32), (5, 1), 0)[0]
     lamp = np.sin(x / width * np.pi + rng.uniform(-0.5, 0.5))
-    grey = rng.uniform(105, 135) + 34 * np.tanh(2 * band) + 26 * lamp + lines[np.rint(along).astype(int)]  # (H, W)
+    grey = rng.uniform(95, 120) + 38 * np.tanh(2 * groove) + 22 * lamp + lines[np.rint(along).astype(int)]  # (H, W)
     grey = np.rint(grey / LEVEL) * LEVEL
-    stain = np.zeros((height, width), np.float32)  # how much of a pit is here, [0, 1]
     boxes: list[GoldenBox] = []
     for kind in kinds:
-        pit = _pit(rng, height, width, [box.xyxy for box in boxes])
-        if pit is not None:
-            stain = np.maximum(stain, pit[0])
-            boxes.append(GoldenBox(xyxy=pit[1], class_name=kind))
-    steel, rust = np.array([0.80, 0.94, 1.0], np.float32), np.array([26, 36, 52], np.float32)  # BGR
-    picture = grey[..., None] * steel * (1 - stain[..., None]) + rust * stain[..., None]  # (H, W, 3)
-    image = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+        box = _pit(rng, grey, groove, [other.xyxy for other in boxes])
+        if box is not None:
+            boxes.append(GoldenBox(xyxy=box, class_name=kind))
+    steel = np.array([0.74, 0.93, 1.0], np.float32)  # BGR
+    image = np.clip(np.rint(grey[..., None] * steel), 0, 255).astype(np.uint8)  # (H, W, 3)
     return Candidate(np.ascontiguousarray(image[..., 1]) if spec.channels == 1 else image, boxes)
 
 
 def _pit(
-    rng: np.random.Generator, height: int, width: int, taken: Sequence[tuple[float, float, float, float]]
-) -> tuple[np.ndarray, tuple[float, float, float, float]] | None:
-    """A ragged blob: where it is, (H, W) in [0, 1], and its box; None when no free place was found."""
-    reach = min(height, width)
-    radius = rng.uniform(0.04, 0.12) * reach
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    rim = radius * (1 + 0.25 * np.sin(2 * angle + rng.uniform(0, 6)) + rng.uniform(-0.15, 0.15, 24))
-    for _ in range(50):
-        x, y = rng.uniform(1.5 * radius, width - 1.5 * radius), rng.uniform(1.5 * radius, height - 1.5 * radius)
-        points = np.stack([x + 1.3 * rim * np.cos(angle), y + rim * np.sin(angle)], axis=1)
-        low, high = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
-        box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-        if min(box) < 0 or box[2] > width or box[3] > height or any(_near(box, other) for other in taken):
+    rng: np.random.Generator, grey: Float, groove: Float, taken: Sequence[tuple[float, float, float, float]]
+) -> tuple[float, float, float, float] | None:
+    """Draw a pit into `grey` where the groove is deep; its box, or None when no free place was found."""
+    height, width = grey.shape
+    reach_x, reach_y = rng.uniform(0.06, 0.13) * height, rng.uniform(0.06, 0.11) * height
+    for _ in range(200):
+        x, y = rng.uniform(reach_x, width - reach_x), rng.uniform(reach_y, height - reach_y)
+        box = (x - reach_x, y - reach_y, x + reach_x, y + reach_y)
+        if groove[int(y), int(x)] > -0.3 or any(_near(box, other) for other in taken):
             continue
         shade = np.zeros((height, width), np.uint8)
-        cv2.fillPoly(shade, [np.rint(points).astype(np.int32)], (255,))
-        soft = cv2.GaussianBlur(shade, (0, 0), max(1.0, 0.12 * radius))
-        return soft.astype(np.float32) / 255, box
+        cv2.ellipse(shade, ((x, y), (1.5 * reach_x, 1.5 * reach_y), 0), (120,), cv2.FILLED)
+        shade = cv2.GaussianBlur(shade, (0, 0), 0.2 * reach_y)
+        for _ in range(int(rng.integers(16, 26))):
+            start = (x + rng.uniform(-0.6, 0.6) * reach_x, y + rng.uniform(-0.6, 0.6) * reach_y)
+            path = np.cumsum([start, *rng.uniform(-0.35, 0.35, (4, 2)) * (reach_x, reach_y)], axis=0)
+            path = np.clip(path, (box[0] + 2, box[1] + 2), (box[2] - 2, box[3] - 2))
+            cv2.polylines(shade, [np.rint(path).astype(np.int32)], False, (235,), int(rng.integers(1, 4)), cv2.LINE_AA)
+        grey[:] = np.rint(grey * (1 - shade / 255.0) + 14 * (shade / 255.0))
+        return tuple(round(float(v), 1) for v in box)  # type: ignore[return-value]
     return None
 
 
@@ -148,21 +148,31 @@ def answer(candidate: Candidate, detector: Detector, recipe: Recipe, classes: Se
 
     `detector` must give boxes down to `MARGIN` under the least confidence that matters.
     """
-    d = recipe.detect
     every = detector.detect(candidate.image)
     gated = gate.check(candidate.image, recipe.gate)
-    found = every.above(least_confidence(d))
-    verdict = decide(found, d, classes) if gated.passed else refuse(gated)
-    limits = [
-        sorted({d.class_threshold.get(classes[k], d.threshold), min(d.review, d.class_threshold.get(classes[k], 1))})
-        for k in every.class_id
-    ]
-    distances = [min(abs(c - limit) for limit in own) for c, own in zip(every.confidence, limits, strict=True)]
-    return Answer(candidate, found, verdict.kind, float(min(distances, default=1.0)))
+    found = every.above(least_confidence(recipe.detect))
+    verdict = decide(found, recipe.detect, classes) if gated.passed else refuse(gated)
+    return Answer(candidate, found, verdict.kind, verdict_margin(every, recipe.detect, classes))
+
+
+def verdict_margin(found: Detections, recipe: DetectRecipe, classes: Sequence[str]) -> float:
+    """By how much all confidences may move, at least, until the verdict on the boxes is another one.
+
+    >>> found = Detections(np.zeros((2, 4), np.float32), np.array([0.75, 0.31], np.float32), np.array([0, 0]))
+    >>> verdict_margin(found, DetectRecipe(threshold=0.5, review=0.3), ["hole"])
+    0.25
+    """
+    threshold = np.array([recipe.class_threshold.get(classes[k], recipe.threshold) for k in found.class_id])
+    review = np.minimum(threshold, recipe.review)
+    bad = float((found.confidence - threshold).max(initial=-1.0))  # of the box that is most clearly a defect
+    doubtful = float((found.confidence - review).max(initial=-1.0))
+    if bad >= 0:  # NG
+        return bad
+    return min(-bad, doubtful) if doubtful >= 0 else -doubtful  # REVIEW, or OK
 
 
 def choose(answers: Sequence[Answer], count: int = SAMPLES) -> list[Answer]:
-    """The clearest and most different answers: about a third without boxes, then one after another what adds classes.
+    """The clearest and most different answers: about a third without boxes, then what adds most classes and verdicts.
 
     Raises:
         ToolError: there is no clear case at all.
@@ -175,13 +185,18 @@ def choose(answers: Sequence[Answer], count: int = SAMPLES) -> list[Answer]:
     empty = [a for a in pool if not len(a.found)]
     marked = [a for a in pool if len(a.found)]
     chosen = empty[: max(count // 3, count - len(marked))]
-    seen: set[int] = set()
+    seen: set[object] = set()
     while marked and len(chosen) < count:
-        best = max(marked, key=lambda a: len(set(a.found.class_id.tolist()) - seen))
+        best = max(marked, key=lambda a: (len(_traits(a) - seen), a.margin))
         marked = [a for a in marked if a is not best]
-        seen |= set(best.found.class_id.tolist())
+        seen |= _traits(best)
         chosen.append(best)
     return chosen
+
+
+def _traits(answer: Answer) -> set[object]:
+    """What a sample shows: its classes and its verdict."""
+    return {answer.verdict, *answer.found.class_id.tolist()}
 
 
 def make_golden(
