@@ -167,7 +167,8 @@ def _training_row(record: Record) -> list[Any]:
     minutes = round(seconds / 60, 1) if isinstance(seconds, int | float) else None
     figures = _last_figures(record.results)
     accuracy = [percent(figures.get(key)) for key in ("ap33_pooled", "map50_95")]
-    return [f"`{record.step}`", s.get("epochs"), s.get("crop"), minutes, s.get("processes"), *accuracy]
+    epochs = len(record.results.get("history", [])) or s.get("epochs")  # a run by time ends before its epochs
+    return [f"`{record.step}`", epochs, s.get("crop"), minutes, s.get("processes"), *accuracy]
 
 
 def _last_figures(results: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -230,7 +231,8 @@ def _hardening(results: Mapping[str, Any]) -> dict[str, list[float | None]]:
     """Accuracy and attack success of a robustness record, before and after."""
     seen, attacks = results["conditions"], results.get("attacks", {})
     found = {f"AP33, {name}, %": [seen[name].get(role, {}).get("ap33") for role in ROLES] for name in FIELD}
-    success = [attacks.get(role, {}).get("device", {}).get("success", {}).get("share") for role in ROLES]
+    on_device = [attacks.get(role, {}).get("loss", {}).get("device", {}) for role in ROLES]
+    success = [seen_by.get("success", {}).get("share") for seen_by in on_device]
     return {**found, "success of the attack, %": success}
 
 

@@ -43,11 +43,13 @@ def robustness() -> dict[str, Any]:
     roles = {"before": {"ap33": 0.70123, "refused": rate(0.1)}, "after": {"ap33": 0.85456, "refused": rate(0.1)}}
     attack = {
         "attack": {"epsilon": 0.03, "step": 0.01, "steps": 10},
-        "device": {"ap33": 0.5, "success": rate(0.68), "escape": rate(0.2)},
-        "white_box": {"ap33": 0.4, "success": rate(0.7), "escape": rate(0.2)},
-        "false_alarms": {"device": rate(0.05), "white_box": rate(0.06)},
+        "loss": {
+            "device": {"ap33": 0.5, "success": rate(0.68), "escape": rate(0.2)},
+            "white_box": {"ap33": 0.4, "success": rate(0.7), "escape": rate(0.2)},
+        },
+        "false alarm": {"device": rate(0.05), "white_box": rate(0.06)},
     }
-    after = attack | {"device": {"ap33": 0.9, "success": rate(0.11), "escape": rate(0.0)}}
+    after = attack | {"loss": {**attack["loss"], "device": {"ap33": 0.9, "success": rate(0.11), "escape": rate(0.0)}}}
     return {
         "images": 8,
         "conditions": {str(condition): roles for condition in CONDITIONS},
