@@ -4,9 +4,9 @@ A width of the network can only change as a whole: a residual sum ties the outpu
 pruner finds the tied layers in the traced program, ranks their channels by L1 norm (Li et al., arXiv:1608.08710) and
 takes them out. Each width is first cut alone, at several ratios, to see what accuracy it costs; then channels go in
 steps of `ALIGN` wherever they cost least for the multiplications they save, until the goal is reached; then the network
-is trained on, with itself before the cut as teacher. BatchNorm's statistics are taken anew before a cut network is
-judged (EagleEye, Li et al., arXiv:2007.02491). What the cut costs is measured on training images, so that the
-validation images stay fit to judge the result.
+is trained on, with itself before the cut as teacher. Before a cut network is judged, BatchNorm's statistics follow the
+cut (EagleEye, Li et al., arXiv:2007.02491): most of what a cut seems to cost is only that they no longer fit. What it
+costs is measured on training images, so that the validation images stay fit to judge the result.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Cut:
 def cuts_of(config: NetworkConfig) -> list[Cut]:
     """The widths of a network that pruning may change.
 
-    >>> [(cut.name, cut.width) for cut in cuts_of(NetworkConfig(depth8=1, depth16=0, depth32=0))][-3:]
-    [('inner.0', 128), ('inner.1', 128), ('inner.2', 128)]
+    >>> [(cut.name, cut.width) for cut in cuts_of(NetworkConfig(depth8=1, depth16=0, depth32=0, width8=48, neck=64, expand=2))][-3:-1]
+    [('inner.0', 96), ('inner.1', 128)]
     """
     counts = {"stage8": config.depth8, "stage16": config.depth16, "stage32": config.depth32}
     blocks = [f"{stage}.{i}" for stage, count in counts.items() for i in range(count)] + ["fuse16", "fuse8"]
@@ -112,18 +112,23 @@ def multiply_adds(config: NetworkConfig, spec: InputSpec) -> int:
 class Pruner:
     """paddleslim's pruner around one network, with the layers' own names.
 
+    Args:
+        network: in evaluation mode; it stays as it is.
+        images: (B, C, H, W) that show how a cut changes BatchNorm's inputs.
+
     Raises:
         ToolError: paddleslim does not find the layers of a cut.
     """
 
-    def __init__(self, network: Detector):
+    def __init__(self, network: Detector, images: paddle.Tensor):
         from paddleslim.dygraph import L1NormFilterPruner  # slow to import
 
-        self.network = network
+        self.network, self._images = network, images
+        self._seen = statistics(network, images)
         shape = [1, network.config.channels, TRACE_SIDE, TRACE_SIDE]
         with _quiet():
             self._pruner = L1NormFilterPruner(network, shape)
-        names = {parameter.name: name for name, parameter in network.named_parameters()}
+        self._names = names = {parameter.name: name for name, parameter in network.named_parameters()}
         self._master = {
             names[detail.name].removesuffix(".conv.weight"): group.master_name
             for group in self._pruner.collections
@@ -148,7 +153,20 @@ class Pruner:
         if missing:
             raise ToolError(f"paddleslim cut a network that does not fit the widths {dict(widths)}: {missing}")
         small.eval()
+        masks = {self._names.get(name, ""): found[0].mask for name, found in plan.masks.items()}
+        self._follow(small, {name: np.array(mask, bool) for name, mask in masks.items()})
         return small
+
+    def _follow(self, small: Detector, kept: Mapping[str, np.ndarray]) -> None:
+        """Change BatchNorm's statistics as the cut changes those of the images.
+
+        Not simply those of the images: the old ones come from augmented crops, and whole clean images have others.
+        """
+        state = small.state_dict()
+        for name, now in statistics(small, self._images).items():
+            before = self._seen[name][kept.get(name, slice(None))]
+            old, factor = state[name].numpy(), np.clip((now + 1e-9) / (before + 1e-9), 0.01, 100)
+            state[name].set_value(old + now - before if name.endswith("_mean") else old * factor)
 
 
 @contextlib.contextmanager
@@ -162,18 +180,24 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def renew_statistics(network: Detector, images: paddle.Tensor) -> None:
-    """Set the means and variances of all BatchNorm layers to those of `images` (B, C, H, W)."""
+def statistics(network: Detector, images: paddle.Tensor) -> dict[str, np.ndarray]:
+    """Means and variances that BatchNorm layers see on `images` (B, C, H, W), by name; the network stays as it is."""
     norms = [layer for layer in network.sublayers() if isinstance(layer, nn.BatchNorm2D)]
-    before = [norm._momentum for norm in norms]
+    mine = {name: value for name, value in network.state_dict().items() if name.endswith(("._mean", "._variance"))}
+    before = {name: value.numpy() for name, value in mine.items()}
+    momentum = [norm._momentum for norm in norms]
     for norm in norms:
         norm._momentum = 0.0
         norm.train()
     with paddle.no_grad():
         network(images)
-    for norm, momentum in zip(norms, before, strict=True):
-        norm._momentum = momentum
+    for norm, old in zip(norms, momentum, strict=True):
+        norm._momentum = old
         norm.eval()
+    seen = {name: value.numpy() for name, value in mine.items()}
+    for name, value in mine.items():
+        value.set_value(before[name])
+    return seen
 
 
 def whole_images(samples: Sequence[Sample], spec: InputSpec) -> paddle.Tensor:
@@ -374,26 +398,29 @@ def main(arguments: Sequence[str]) -> None:
     report(results, forms)
 
 
+def pruner_of(network: Detector, data: Dataset) -> Pruner:
+    """The pruner with some training images."""
+    return Pruner(network, whole_images(spread(data.part("train"), STATISTICS_IMAGES), data.spec))
+
+
 def measure_costs(
     network: Detector, data: Dataset, settings: Settings, journal: Journal
 ) -> dict[str, dict[int, float]]:
     """The sensitivity of every width, in AP33 on training images."""
     train = data.part("train")
     judged = spread(train, settings.images)
-    images = whole_images(spread(train, STATISTICS_IMAGES), data.spec)
 
     def score(candidate: Detector) -> float:
-        renew_statistics(candidate, images)
         return float(measure(candidate, data, judged)["ap33_pooled"])
 
-    return sensitivity(Pruner(network), cuts_of(network.config), settings.ratios, score, journal)
+    return sensitivity(pruner_of(network, data), cuts_of(network.config), settings.ratios, score, journal)
 
 
 def prune(
     network: Detector, data: Dataset, costs: Mapping[str, Mapping[int, float]], settings: Settings, out: Path
 ) -> dict[str, int]:
     """Choose widths, cut, and write the checkpoint that training goes on from; returns the widths."""
-    cuts, pruner = cuts_of(network.config), Pruner(network)
+    cuts, pruner = cuts_of(network.config), pruner_of(network, data)
 
     def choose(goal: float) -> dict[str, int]:
         return choose_widths(network.config, data.spec, costs, goal, settings.most_loss)
@@ -408,7 +435,6 @@ def prune(
     target = settings.latency_target
     widths = widths_for_latency(choose, latency, target) if target else choose(settings.keep)
     small = pruner.cut(cuts, widths)
-    renew_statistics(small, whole_images(spread(data.part("train"), STATISTICS_IMAGES), data.spec))
     write_checkpoint(out / PRUNED, small, copy_state(small), data)
     return widths
 

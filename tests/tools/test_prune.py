@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from tools.prune import Cut, Pruner, choose_widths, cuts_of, multiply_adds, with
 from tools.runtimes import load_network
 
 NARROW = NetworkConfig(
-    classes=2, stem=16, width8=16, width16=24, width32=24, depth8=1, depth16=2, depth32=1, neck=16, kernel=3
+    classes=2, stem=16, width8=16, width16=24, width32=24, depth8=1, depth16=2, depth32=1, neck=16, kernel=3, expand=2.0
 )
 SPEC = InputSpec(96, 64, 1)
 BASIC = {**NARROW.as_dict(), "block": "basic", "channels": 3}
@@ -39,6 +40,10 @@ def seeded(config: NetworkConfig) -> Detector:
     return network
 
 
+def pruner_of(network: Detector) -> Pruner:
+    return Pruner(network, paddle.rand([2, network.config.channels, 64, 96]))
+
+
 @pytest.mark.parametrize("config", [NARROW, NetworkConfig(**BASIC), NetworkConfig(**TEACHER)])
 def test_multiplications_are_those_that_paddleslim_counts(config: NetworkConfig) -> None:
     from paddleslim.analysis import dygraph_flops
@@ -52,7 +57,7 @@ def test_every_width_can_be_cut_and_the_network_stays_whole(config: NetworkConfi
     network = seeded(config)
     image = paddle.rand([1, config.channels, 64, 96])
     before = [out.numpy() for out in network(image)]
-    pruner, cuts = Pruner(network), cuts_of(config)
+    pruner, cuts = pruner_of(network), cuts_of(config)
     assert {cut.name for cut in cuts} >= {"stem", "width8", "width16", "width32", "neck", "inner.0", "inner.5"}
     widths = {cut.name: cut.width - 8 for cut in cuts}
     small = pruner.cut(cuts, widths)
@@ -83,7 +88,7 @@ def test_channels_that_say_nothing_go_without_a_trace(cut: str, layers: list[str
         values[silent] = 0
         state[name].set_value(values)
     image = paddle.rand([1, 1, 64, 64])
-    small = Pruner(network).cut(cuts_of(NARROW), {cut: width - 8})
+    small = pruner_of(network).cut(cuts_of(NARROW), {cut: width - 8})
     assert multiply_adds(small.config, SPEC) < multiply_adds(NARROW, SPEC)
     for mine, theirs in zip(small(image), network(image), strict=True):
         assert np.allclose(mine.numpy(), theirs.numpy(), atol=1e-5)
@@ -91,18 +96,30 @@ def test_channels_that_say_nothing_go_without_a_trace(cut: str, layers: list[str
 
 def test_a_layer_that_paddleslim_does_not_know_is_named() -> None:
     with pytest.raises(ToolError, match=r"reg.*sets nothing"):
-        Pruner(seeded(NARROW)).cut([Cut("nothing", ("reg",), 16)], {"nothing": 8})
+        pruner_of(seeded(NARROW)).cut([Cut("nothing", ("reg",), 16)], {"nothing": 8})
 
 
-def test_statistics_are_those_of_the_images() -> None:
+def test_statistics_are_those_of_the_images_and_the_network_stays_as_it_is() -> None:
     network = seeded(NARROW)
-    images = paddle.rand([4, 1, 64, 64])
-    prune.renew_statistics(network, images)
-    assert np.allclose(network.stem.norm._mean.numpy(), network.stem.conv(images).mean([0, 2, 3]).numpy(), atol=1e-4)
+    images, before = paddle.rand([4, 1, 64, 64]), copy_state(network)
+    seen = prune.statistics(network, images)
+    assert np.allclose(seen["stem.norm._mean"], network.stem.conv(images).mean([0, 2, 3]).numpy(), atol=1e-4)
+    assert np.allclose(seen["stem.norm._variance"], network.stem.conv(images).numpy().var((0, 2, 3)), rtol=1e-3)
     assert not any(layer.training for layer in network.sublayers())
-    normed = network.down8.norm(network.down8.conv(network.stem(images)))
-    offset = normed.mean([0, 2, 3]) - network.down8.norm.bias
-    assert np.allclose(offset.numpy(), 0, atol=1e-3)
+    assert all(np.array_equal(before[name], value.numpy()) for name, value in network.state_dict().items())
+
+
+def test_statistics_follow_a_cut() -> None:
+    """A network whose statistics are exactly those of the images stays one of these."""
+    network, images = seeded(NARROW), paddle.rand([4, 1, 64, 64])
+    network.set_state_dict(network.state_dict() | prune.statistics(network, images))
+    small = Pruner(network, images).cut(cuts_of(NARROW), {"width8": 8, "inner.1": 24})
+    state = small.state_dict()
+    for name, seen in prune.statistics(small, images).items():
+        assert np.allclose(state[name].numpy(), seen, rtol=1e-3, atol=1e-4), name
+    whole = Pruner(network, images).cut(cuts_of(NARROW), {})
+    state = network.state_dict()
+    assert all(np.allclose(v.numpy(), state[name].numpy(), rtol=1e-5) for name, v in whole.state_dict().items())
 
 
 def test_sensitivity_measures_each_width_alone_and_goes_on(tmp_path: Path) -> None:
@@ -112,7 +129,7 @@ def test_sensitivity_measures_each_width_alone_and_goes_on(tmp_path: Path) -> No
         seen.append({cut.name: cut.width for cut in cuts_of(network.config)})
         return 1 - 0.01 * (24 - network.config.width32)
 
-    pruner = Pruner(seeded(NARROW))
+    pruner = pruner_of(seeded(NARROW))
     for _ in range(2):
         costs = prune.sensitivity(pruner, cuts, [0.3, 0.6], score, Journal(tmp_path / "x.journal", {}))
     whole = {cut.name: cut.width for cut in cuts}
@@ -169,6 +186,19 @@ def test_whole_step(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFi
     written = (tmp_path / "out/last.pdckpt").stat().st_mtime_ns
     prune.main(arguments)  # all is done: nothing is trained again
     assert (tmp_path / "out/last.pdckpt").stat().st_mtime_ns == written
+
+
+@pytest.mark.skipif(importlib.util.find_spec("paddlelite") is None, reason="no Paddle Lite for this machine")
+def test_time_and_size_are_those_of_the_nb(trained: list[str], tmp_path: Path) -> None:
+    data, whole = read_dataset(Path(trained[1])), tmp_path / "a.pdckpt"
+    network = load_network(whole)
+    cuts = cuts_of(network.config)
+    small = pruner_of(network).cut(cuts, {cut.name: 8 for cut in cuts})
+    write_checkpoint(tmp_path / "b.pdckpt", small, copy_state(small), data)
+    found = prune.describe_nb({"before": whole, "pruned": tmp_path / "b.pdckpt"}, data.spec, tmp_path)
+    assert found["pruned"]["nb_bytes"] == (tmp_path / "nb/pruned/detector.nb").stat().st_size
+    assert found["pruned"]["nb_bytes"] < found["before"]["nb_bytes"]
+    assert all(0 < form["nb_ms"] < 1000 for form in found.values())
 
 
 @pytest.mark.parametrize(
