@@ -65,7 +65,8 @@ class Cut:
 def cuts_of(config: NetworkConfig) -> list[Cut]:
     """The widths of a network that pruning may change.
 
-    >>> [(cut.name, cut.width) for cut in cuts_of(NetworkConfig(depth8=1, depth16=0, depth32=0, width8=48, neck=64, expand=2))][-3:-1]
+    >>> config = NetworkConfig(depth8=1, depth16=0, depth32=0, width8=48, neck=64, expand=2)
+    >>> [(cut.name, cut.width) for cut in cuts_of(config)][-3:-1]
     [('inner.0', 96), ('inner.1', 128)]
     """
     counts = {"stage8": config.depth8, "stage16": config.depth16, "stage32": config.depth32}
