@@ -65,6 +65,7 @@ def stages(args: argparse.Namespace, product: str) -> Iterator[Stage]:
     for target, nb in (("x86", "detector.x86_64.int8.nb"), ("armv8", "detector.armv8.int8.nb")):
         where = ("--model", str(models / "fp32"), "--out", str(models / f"int8-{target}"), "--nb", str(models / nb))
         more: tuple[str, ...] = ("--calibration", str(images), "--checkpoint", str(checkpoint))
+        more += ("--limit", str(args.limit))
         if args.algorithm:
             more += ("--algorithm", args.algorithm)
         yield Stage(f"quantize {target}", ("quantize", *data, "--target", target, *where, *more))
@@ -74,6 +75,7 @@ def stages(args: argparse.Namespace, product: str) -> Iterator[Stage]:
     timed = [str(models / name) for name in TIMED]
     yield Stage("latency", ("latency", *timed, "--out", str(out / "latency.json")))
     passport = ("passport", *data, "--models", str(models), "--reference", str(checkpoint), *recipe)
+    passport += ("--limit", *args.passport_limit) if args.passport_limit else ()
     yield Stage("passport", (*passport, "--out", str(out / "passport")))
     yield Stage("make_bundle", tuple(_bundle(args, recipe)))
 
@@ -119,6 +121,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--recipe", type=Path, help="base recipe: its gate and suppression are kept")
     p.add_argument("--calibration", type=Path, help="list of images (default: calibration_data/PRODUCT/images.json)")
     p.add_argument("--algorithm", help="of quantization's calibration (default: the best of all, by comparison)")
+    p.add_argument("--limit", type=float, default=0.2, help="points of AP33 that INT8 may lose before it is trained")
+    p.add_argument("--passport-limit", nargs="*", default=[], metavar="LIMIT", help="e.g. int8.ap33_drop=0.004")
     p.add_argument("--fold", action="store_true", help="temperature into the network, not the thresholds: published "
                    "confidences are honest then, and boxes under 0.01 of them are not seen any more")
     p.add_argument("--escape", type=float, default=0.01, help="wanted: bad parts judged OK (%(default)s)")

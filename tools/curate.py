@@ -48,7 +48,7 @@ IMAGES_PER_GROUP = 36
 TILES_PER_FINDING = 108
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="tools curate", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m tools curate", description=__doc__.split("\n")[0])
     p.add_argument("--data", required=True, type=Path, help="dataset folder")
     p.add_argument("--out", required=True, type=Path, help="folder for report and sheets")
     p.add_argument("--apply", type=Path, metavar="NEW_DATASET", help="write a dataset without the images set aside")
