@@ -27,7 +27,7 @@ BLOCKS = ("mixer", "basic")
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Widths and depths; the defaults are the network of the shipped bundles, found by `tools search`.
+    """Widths and depths; the defaults are the network of the shipped bundles, chosen by what `tools search` measures.
 
     Attributes:
         classes: outputs of the class branch. channels: 1 grey or 3 colour, as the input contract says.
