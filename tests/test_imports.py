@@ -31,7 +31,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.capture.layout",
         "edge.capture.optics",
         "edge.decide",
-        "edge.drift",
+        "edge.drift.*",
         "edge.event",
         "edge.gate",
         "edge.ledger",
@@ -41,6 +41,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "clock": ("edge.clock",),
     "adapter bundle": ("edge.bundle.*",),
     "adapter capture": ("edge.capture.*",),
+    "adapter chart": ("edge.drift.chart",),
     "adapter evidence": ("edge.evidence",),
     "adapter health": ("edge.health",),
     "adapter notify": ("edge.notify",),
@@ -86,6 +87,7 @@ ALSO: Mapping[str, tuple[str, ...]] = {
 # Libraries that only these modules may import. What is in neither table may not be imported by `edge` at all.
 SOLE_IMPORTERS: Mapping[str, tuple[str, ...]] = {
     "amqtt": ("edge.view.*",),
+    "matplotlib": ("edge.drift.chart",),
     "onnxruntime": ("edge.predictor",),
     "paddlelite": ("edge.predictor",),
     "paho": ("edge.broker", "edge.session", "edge.view.*"),
