@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge.recipe import DetectRecipe
-from edge.records import Detections, GateResult, Reason, Verdict, VerdictKind
+from edge.records import Detections, GateResult, Reason, Scores, Verdict, VerdictKind
+
+NO_SCORES = Scores()
 
 
 def refuse(gate: GateResult) -> Verdict:
@@ -16,8 +18,8 @@ def refuse(gate: GateResult) -> Verdict:
     return Verdict(VerdictKind.RETAKE, (Reason(f"gate.{gate.cause.value}", text),))
 
 
-def decide(detections: Detections, recipe: DetectRecipe, classes: Sequence[str]) -> Verdict:
-    """NG when a box reaches its class's threshold, REVIEW when one comes near it, else OK.
+def decide(detections: Detections, recipe: DetectRecipe, classes: Sequence[str], scores: Scores = NO_SCORES) -> Verdict:
+    """NG when a box reaches its class's threshold, REVIEW when one comes near it or the part is anomalous, else OK.
 
     Reasons list the boxes that made the verdict, most confident first.
 
@@ -41,6 +43,9 @@ def decide(detections: Detections, recipe: DetectRecipe, classes: Sequence[str])
             doubtful.append(Reason(f"doubt.{name}", f"{where}, threshold {threshold:.2f}"))
     if sure:
         return Verdict(VerdictKind.NG, tuple(sure))
+    if scores.anomalous:
+        limit = f"limit {scores.anomaly_limit:.4g}: something here was not in the training data"
+        doubtful.append(Reason("anomaly", f"anomaly {scores.anomaly:.4g}, {limit}"))
     if doubtful:
         return Verdict(VerdictKind.REVIEW, tuple(doubtful))
     return Verdict(VerdictKind.OK)

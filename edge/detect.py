@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edge.boxes import Float, nms
 from edge.errors import PredictorError
-from edge.preprocess import Image, InputSpec, preprocess
+from edge.preprocess import Image, InputSpec, Placement, preprocess
 from edge.records import Detections
 
 # A box thinner than this in the source image is none.
@@ -38,7 +38,7 @@ def decode(
     than the rest of the decoding.
 
     Args:
-        outputs: [class logits, distances] for each level in turn.
+        outputs: [class logits, distances] for each level in turn; one more at the end, the features, is not looked at.
         strides: input pixels a cell, one a level.
         min_confidence: cells under it are left out, in (0, 1).
 
@@ -54,8 +54,10 @@ def decode(
     >>> xyxy.round(1).tolist(), confidence.round(3).tolist(), class_id.tolist()
     ([[22.5, 14.5, 33.5, 25.5]], [0.953000009059906], [1])
     """
-    if len(outputs) != 2 * len(strides):
+    if len(outputs) - 2 * len(strides) not in (0, 1):
         raise ValueError(f"{len(strides)} strides want {2 * len(strides)} outputs, the model gave {len(outputs)}")
+    if not strides:
+        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
     threshold = math.log(min_confidence / (1 - min_confidence))
     parts = [
         _decode_level(outputs[2 * i][0], outputs[2 * i + 1][0], stride, threshold) for i, stride in enumerate(strides)
@@ -102,6 +104,23 @@ class DetectSettings:
     max_candidates: int = 1000
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the detector's network says of one frame.
+
+    Attributes:
+        detections: in pixels of the frame, most confident first.
+        features: (1, C, h, w) float32, what the boxes are computed from; None where the model does not give it.
+        placement: where the frame lies on the network's input.
+        input_width: of the network's input, pixels.
+    """
+
+    detections: Detections
+    features: Float | None
+    placement: Placement
+    input_width: int
+
+
 class Detector:
     """Finds the defects on a frame. Made and used in one thread, as its predictor is."""
 
@@ -112,7 +131,11 @@ class Detector:
         self._tensor = np.empty((1, spec.channels, spec.height, spec.width), np.float32)
 
     def detect(self, image: Image, lap: Callable[[str], None] = lambda _stage: None) -> Detections:
-        """Detections in pixels of `image`, most confident first.
+        """Detections in pixels of `image`, most confident first: `look` for those who need no more."""
+        return self.look(image, lap).detections
+
+    def look(self, image: Image, lap: Callable[[str], None] = lambda _stage: None) -> Seen:
+        """Run the network once on `image`.
 
         Args:
             image: uint8, (H, W) grey or (H, W, 3) BGR.
@@ -138,4 +161,5 @@ class Detector:
         seen = (in_source[:, 2:] - in_source[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE_PX
         found = Detections(in_source[seen], confidence[keep][seen], class_id[keep][seen])
         lap("decode")
-        return found
+        features = outputs[2 * len(s.strides)] if len(outputs) > 2 * len(s.strides) else None
+        return Seen(found, features, placement, self._spec.width)

@@ -3,35 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from edge import decide, gate
+from edge.boxes import Float
+from edge.detect import Seen
 from edge.preprocess import Image, check_image
 from edge.recipe import Recipe
-from edge.records import Detections, Frame, Inspection, Scores
+from edge.records import Detections, Frame, GateResult, Inspection, Scores
 from edge.stopwatch import Stopwatch
 
 
 class FrameDetector(Protocol):
     """Finds defects on an image."""
 
-    def detect(self, image: Image, lap: Callable[[str], None]) -> Detections:
-        """Detections in source pixels, most confident first; `lap` is told the end of each stage."""
+    def look(self, image: Image, lap: Callable[[str], None]) -> Seen:
+        """What the network says of the image; `lap` is told the end of each stage."""
+
+
+class FrameClassifier(Protocol):
+    """Names what is wrong with a frame, where the cheap measures do not decide."""
+
+    def judge(self, image: Image, cheap: GateResult) -> GateResult:
+        """`cheap` as it is where that decides; else the classifier's own judgement."""
+
+
+class FeatureJudge(Protocol):
+    """Finds on the detector's features what the detector never learned."""
+
+    def judge(self, features: Float) -> Scores:
+        """Score, limit and map over the network's input, for features (1, C, h, w)."""
 
 
 class Pipeline:
     """Judges frames by one recipe. Lives in the thread that owns the predictors."""
 
     def __init__(
-        self, detector: FrameDetector, recipe: Recipe, classes: Sequence[str], clock_ns: Callable[[], int]
+        self,
+        detector: FrameDetector,
+        recipe: Recipe,
+        classes: Sequence[str],
+        clock_ns: Callable[[], int],
+        *,
+        classifier: FrameClassifier | None = None,
+        anomaly: FeatureJudge | None = None,
     ) -> None:
         self._detector = detector
         self._recipe = recipe
         self._classes = tuple(classes)
         self._clock_ns = clock_ns
+        self._classifier = classifier
+        self._anomaly = anomaly
 
     def inspect(self, frame: Frame, *, detect_refused: bool = False) -> Inspection:
-        """Judge one frame: gate, detect, decide.
+        """Judge one frame: gate, detect, anomaly, decide.
 
         Args:
             frame: as captured.
@@ -40,18 +66,34 @@ class Pipeline:
 
         Raises:
             ImageError: an image the pipeline cannot take.
-            PredictorError: the runtime failed.
+            PredictorError: the runtime failed, or a model answered with what is no number.
         """
         watch = Stopwatch(self._clock_ns)
         check_image(frame.image)
         gate_result = gate.check(frame.image, self._recipe.gate)
         watch.lap("gate")
-        detections = Detections.none()
+        if self._classifier is not None:
+            gate_result = self._classifier.judge(frame.image, gate_result)
+            watch.lap("classify")
+        detections, scores, features = Detections.none(), Scores(), None
         if gate_result.passed or detect_refused:
-            detections = self._detector.detect(frame.image, watch.lap)
+            seen = self._detector.look(frame.image, watch.lap)
+            detections, features = seen.detections, seen.features
+            if self._anomaly is not None and features is not None:
+                scores = _on_frame(self._anomaly.judge(features), seen, frame)
+                watch.lap("anomaly")
         if gate_result.passed:
-            verdict = decide.decide(detections, self._recipe.detect, self._classes)
+            verdict = decide.decide(detections, self._recipe.detect, self._classes, scores)
         else:
             verdict = decide.refuse(gate_result)
         watch.lap("decide")
-        return Inspection(frame, gate_result, detections, Scores(), verdict, watch.stage_ms)
+        return Inspection(frame, gate_result, detections, scores, verdict, watch.stage_ms, features)
+
+
+def _on_frame(scores: Scores, seen: Seen, frame: Frame) -> Scores:
+    """The scores with their map over the frame alone, without the padding around it on the network's input."""
+    if scores.anomaly_map is None:
+        return scores
+    height, width = frame.image.shape[:2]
+    stride = seen.input_width / scores.anomaly_map.shape[1]
+    return replace(scores, anomaly_map=seen.placement.on_source(scores.anomaly_map, width, height, stride))

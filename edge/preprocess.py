@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -50,6 +51,21 @@ class Placement:
         """
         offset = np.array([self.dx, self.dy, self.dx, self.dy], np.float32)
         return clip((xyxy - offset) / np.float32(self.scale), width, height)
+
+    def on_source(self, cells: Float, width: int, height: int, stride: float) -> Float:
+        """The part of a map over the network's input (h, w) that lies on the source image; at least one cell.
+
+        Args:
+            cells: one value each `stride` input pixels.
+            width, height: of the source image.
+
+        >>> Placement(0.5, 0, 8).on_source(np.arange(6, dtype=np.float32).reshape(3, 2), 32, 16, 8.0).tolist()
+        [[2.0, 3.0]]
+        """
+        left, top = int(self.dx / stride), int(self.dy / stride)
+        right = max(left + 1, math.ceil((self.dx + width * self.scale) / stride - 1e-6))
+        bottom = max(top + 1, math.ceil((self.dy + height * self.scale) / stride - 1e-6))
+        return cells[top:bottom, left:right]
 
 
 def check_image(image: Image) -> None:

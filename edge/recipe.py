@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,7 @@ class GateRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     brightness_max: Annotated[float, Meta(ge=0, le=255)] = 255.0
     saturated_max: Share = 1.0  # share of pixels at 255
     roi: tuple[Share, Share, Share, Share] = (0.0, 0.0, 1.0, 1.0)  # x, y, width, height as shares of the frame
+    classifier: Literal["never", "undecided", "always"] = "undecided"  # when the bundle's classifier looks too
 
 
 class DetectRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -35,12 +36,28 @@ class DetectRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
+class AnomalyRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """When something that was not in the training data sends a part to a person."""
+
+    use: bool = True  # False: no score is made, also where the bundle could
+    review: Annotated[float, Meta(gt=-1e9, lt=1e9)] | None = None  # a score from here on: REVIEW; None: the bundle's
+
+
+class DriftRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How the stream of frames is watched for slow change; it never changes a verdict."""
+
+    use: bool = True
+    every: Annotated[int, Meta(ge=1, le=100_000)] = 10  # the autoencoder looks at each so many-th frame of a camera
+
+
 class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One product's recipe."""
 
     name: str = "default"
     gate: GateRecipe = GateRecipe()
     detect: DetectRecipe = DetectRecipe()
+    anomaly: AnomalyRecipe = AnomalyRecipe()
+    drift: DriftRecipe = DriftRecipe()
 
 
 def _roi_in_frame(roi: Sequence[float]) -> str | None:

@@ -5,6 +5,7 @@ A record that exists is valid, so no later stage checks it again. Shapes: N boxe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -33,11 +34,18 @@ class Loss(str, Enum):
 
 
 class Cause(str, Enum):
-    """Why the gate refused a frame."""
+    """Why the gate refused a frame.
+
+    `BLUR` is what the cheap measure says; where a classifier runs it tells motion from defocus.
+    """
 
     BLUR = "blur"
+    MOTION = "motion"
+    DEFOCUS = "defocus"
     OVEREXPOSED = "overexposed"
     UNDEREXPOSED = "underexposed"
+    OCCLUDED = "occluded"
+    DIRTY_LENS = "dirty_lens"
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class GateResult:
         measured: what crossed a threshold: the sharpness, brightness or saturated share; 0 when it passed.
         limit: that threshold, in the same unit; None when it passed.
         advice: what a technician should try, "" when it passed.
+        probabilities: of a good frame (`ok`) and of each cause, by the classifier; empty where it did not run.
     """
 
     passed: bool
@@ -84,6 +93,7 @@ class GateResult:
     measured: float = 0.0
     limit: float | None = None
     advice: str = ""
+    probabilities: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.passed == (self.cause is not None):
@@ -135,10 +145,25 @@ class Scores:
     """Judgements beside the detector's; None where the product has no such model.
 
     Attributes:
-        anomaly: higher is worse.
+        anomaly: of the whole part; higher is worse, in the units of its limit.
+        anomaly_limit: from here on the part goes to a person; None where there is no score.
+        anomaly_map: (h, w) float32 over the whole frame, higher is worse; None where there is no score.
     """
 
     anomaly: float | None = None
+    anomaly_limit: float | None = None
+    anomaly_map: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if self.anomaly is not None and not math.isfinite(self.anomaly):
+            raise ValueError(f"an anomaly score is a finite number, got {self.anomaly}")
+        if (self.anomaly is None) != (self.anomaly_limit is None):
+            raise ValueError(f"an anomaly score comes with its limit, got {self.anomaly} and {self.anomaly_limit}")
+
+    @property
+    def anomalous(self) -> bool:
+        """Whether the part holds something that was not in the training data."""
+        return self.anomaly is not None and self.anomaly_limit is not None and self.anomaly >= self.anomaly_limit
 
 
 @dataclass(frozen=True)
@@ -167,6 +192,7 @@ class Inspection:
 
     Attributes:
         stage_ms: wall time of each stage, in the order they ran, milliseconds.
+        features: (1, C, h, w) float32, what the detector's boxes are computed from; None where there is none.
     """
 
     frame: Frame
@@ -175,3 +201,4 @@ class Inspection:
     scores: Scores
     verdict: Verdict
     stage_ms: Mapping[str, float] = field(default_factory=dict)
+    features: NDArray[np.float32] | None = None

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from edge import recipe as recipes
+from edge.bundle import choice
 from edge.bundle import manifest as manifests
-from edge.bundle.manifest import Artifact, Manifest
+from edge.bundle.manifest import Artifact, JudgeName, Manifest
 from edge.config import Runtime
 from edge.detect import Detector, DetectSettings
 from edge.errors import BundleError
@@ -100,19 +101,12 @@ def open_product(
         PredictorError: the model cannot be loaded or run here.
     """
     manifest = manifests.read(folder)
-    artifact = manifests.choose(
-        manifest, machine(), installed_runtimes(), prefer=runtime.prefer, precision=runtime.precision
-    )
+    artifact = _chosen(manifest, runtime)
     recipe = recipes.load(recipe_file or folder / manifest.recipe, classes=manifest.classes)
     spec = input_spec(manifest)
     digest = manifests.digest(manifest)
-    model = folder / artifact.file
     shape = (1, spec.channels, spec.height, spec.width)
-    providers = runtime.providers if artifact.runtime == "onnxruntime" else []
-    if providers:
-        check_providers(providers)
-    _try_once(artifact, model, shape, providers, trial_marks, manifest.files.get(artifact.file, digest))
-    predictor = load(artifact.runtime, model, runtime.threads, shape=shape, providers=providers, cache=trial_marks)
+    predictor = _open_model(folder, manifest, artifact, shape, runtime, trial_marks)
     _check_outputs(predictor, manifest, spec)
     settings = DetectSettings(
         strides=tuple(manifest.strides),
@@ -121,7 +115,43 @@ def open_product(
         max_detections=recipe.detect.max_detections,
     )
     detector = Detector(predictor, spec, settings)
-    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, tuple(providers))
+    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, tuple(_providers(artifact, runtime)))
+
+
+def open_judge(
+    folder: Path, manifest: Manifest, name: JudgeName, runtime: Runtime, trial_marks: Path | None = None
+) -> Predictor:
+    """The predictor of one of the bundle's judges, tried in a child process first, as the detector's is.
+
+    Raises:
+        BundleError: nothing of it runs on this device.
+        PredictorError: it cannot be loaded or run here.
+    """
+    artifact = _chosen(manifest, runtime, name)
+    return _open_model(folder, manifest, artifact, (1, *manifest.judges[name].shape), runtime, trial_marks)
+
+
+def _chosen(manifest: Manifest, runtime: Runtime, judge: JudgeName | None = None) -> Artifact:
+    # A judge comes in the precision that it has: what the site wants is said of the detector.
+    precision = runtime.precision if judge is None else "auto"
+    return choice.choose(
+        manifest, machine(), installed_runtimes(), prefer=runtime.prefer, precision=precision, judge=judge
+    )
+
+
+def _providers(artifact: Artifact, runtime: Runtime) -> list[str]:
+    return runtime.providers if artifact.runtime == "onnxruntime" else []
+
+
+def _open_model(
+    folder: Path, manifest: Manifest, artifact: Artifact, shape: Shape, runtime: Runtime, trial_marks: Path | None
+) -> Predictor:
+    model, providers = folder / artifact.file, _providers(artifact, runtime)
+    if providers:
+        check_providers(providers)
+    sha256 = manifest.files.get(artifact.file, manifests.digest(manifest))
+    _try_once(artifact, model, shape, providers, trial_marks, sha256)
+    return load(artifact.runtime, model, runtime.threads, shape=shape, providers=providers, cache=trial_marks)
 
 
 def _try_once(
@@ -152,6 +182,8 @@ def _check_outputs(predictor: Predictor, manifest: Manifest, spec: InputSpec) ->
         for stride in manifest.strides
         for channels in (len(manifest.classes), 4)
     ]
+    if (features := manifest.features) is not None:
+        expected.append((1, features.channels, spec.height // features.stride, spec.width // features.stride))
     shapes = [output.shape for output in outputs]
     if shapes != expected:
         raise BundleError(

@@ -37,6 +37,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.ledger",
         "edge.preprocess",
         "edge.stopwatch",
+        "edge.trend",
     ),
     "clock": ("edge.clock",),
     "adapter bundle": ("edge.bundle.*",),

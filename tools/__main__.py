@@ -15,6 +15,7 @@ from edge.errors import EdgeError
 STEPS = {
     "import": ("import_data", "make a dataset folder of COCO, Pascal VOC, labelme, YOLO or DeepPCB annotations"),
     "curate": ("curate", "find broken, tiny, near-duplicate and unlabelled images; sheets to look at"),
+    "leave_out": ("leave_out", "make a dataset without one of its classes, to see what a detector does with the unknown"),
     "search": ("search", "find the network by .nb latency, size and accuracy"),
     "train": ("train", "train the FP32 detector; stop it at any time, --resume goes on"),
     "partial": ("partial", "train on data sets that each label only some of the classes"),

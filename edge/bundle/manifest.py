@@ -21,7 +21,7 @@ from edge.errors import BundleError
 from edge.settings import Rule
 
 MANIFEST: Final = "manifest.json"
-FORMAT: Final = 1
+FORMAT: Final = 2  # 1: without features and judges, which is still read
 LARGEST_MANIFEST_BYTES: Final = 1 << 20
 
 # Relative, one level of plain names after another: neither `..` nor an absolute path can be written this way.
@@ -37,6 +37,10 @@ EdgeVersion = Annotated[str, Meta(pattern=r"^\d{1,9}\.\d{1,9}\.\d{1,9}\Z", descr
 Moment = Annotated[
     str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z", description="a time such as `2026-01-31T12:00:00Z`")
 ]
+
+
+Side = Annotated[int, Meta(ge=1, le=8192)]
+JudgeName = Literal["gate", "anomaly", "drift"]
 
 
 class Input(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +63,27 @@ class Artifact(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     made_with: Annotated[str, Meta(min_length=1, description="a tool and its version, such as `paddlelite 2.13rc0`")]
 
 
+class Features(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One output more of every detector in the bundle, its last: what its outputs are computed from."""
+
+    channels: Annotated[int, Meta(ge=1, le=4096)]
+    stride: Annotated[int, Meta(ge=1, le=1024)]
+
+
+class Judge(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A small model beside the detector.
+
+    Attributes:
+        artifacts: its model in every form, as the detector's.
+        shape: channels, height and width of its input.
+        settings: a file of the bundle, JSON, that the judge's own module reads.
+    """
+
+    artifacts: Annotated[list[Artifact], Meta(min_length=1)]
+    shape: tuple[Side, Side, Side]
+    settings: FilePath
+
+
 class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What a bundle says of itself.
 
@@ -67,8 +92,10 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         version: counts the bundles of one product, from 1.
         created: when it was built, UTC.
         min_edge: the oldest release of this package that can run it.
-        classes: class names by class id.
-        strides: input pixels a cell of each output level, in the order of the model's outputs.
+        classes: class names by class id; none for a product of which only good parts are known.
+        strides: input pixels a cell of each output level, in the order of the model's outputs; none without classes.
+        features: what the detector gives beside its boxes, for the anomaly judge and the drift monitor.
+        judges: the models beside the detector: the gate's classifier, the anomaly judge, the drift autoencoder.
         recipe, card: files of the bundle: its own recipe, its model card.
         golden: what the FP32 reference finds on the bundle's golden samples; `read_golden` reads it.
         passport: how far the models of the bundle agree with each other, as measured where they were made.
@@ -81,9 +108,11 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     version: Annotated[int, Meta(ge=1, le=10**9)]
     created: Moment
     min_edge: EdgeVersion
-    classes: Annotated[list[ClassName], Meta(min_length=1, max_length=1000)]
+    classes: Annotated[list[ClassName], Meta(max_length=1000)]
     input: Input
-    strides: Annotated[list[Annotated[int, Meta(ge=1, le=1024)]], Meta(min_length=1, max_length=16)]
+    strides: Annotated[list[Annotated[int, Meta(ge=1, le=1024)]], Meta(max_length=16)]
+    features: Features | None = None
+    judges: dict[JudgeName, Judge] = {}
     artifacts: Annotated[list[Artifact], Meta(min_length=1)]
     recipe: FilePath = "recipe.toml"
     card: FilePath = "CARD.md"
@@ -139,10 +168,22 @@ def _unique_classes(classes: Sequence[str]) -> str | None:
     return f"classes: {', '.join(twice)} is listed more than once" if twice else None
 
 
-def _all_listed(artifacts: Any, files: Mapping[str, str], *others: str | None) -> str | None:
-    models = [a.get("file") for a in artifacts if isinstance(a, Mapping)]
-    lacking = sorted({name for name in (*models, *others) if isinstance(name, str) and name not in files})
+def _all_listed(artifacts: Any, judges: Any, files: Mapping[str, str], *others: str | None) -> str | None:
+    judged = [judge for judge in judges.values() if isinstance(judge, Mapping)] if isinstance(judges, Mapping) else []
+    models = [a.get("file") for some in (artifacts, *(j.get("artifacts", []) for j in judged)) for a in some]
+    settings = [judge.get("settings") for judge in judged]
+    lacking = sorted({name for name in (*models, *settings, *others) if isinstance(name, str) and name not in files})
     return f"files: {', '.join(lacking)} is part of the bundle but has no SHA-256 here" if lacking else None
+
+
+def _something_to_look_for(classes: Sequence[str], strides: Sequence[int], features: Any, judges: Any) -> str | None:
+    if bool(classes) != bool(strides):
+        return f"classes and strides belong together: there are {len(classes)} classes and {len(strides)} strides"
+    if not classes and "anomaly" not in judges:
+        return "classes: none, and there is no anomaly judge: nothing would ever be found"
+    if "anomaly" in judges and features is None:
+        return "judges.anomaly reads the detector's features, and `features` does not say that there are any"
+    return None
 
 
 def _input_fits_strides(size: Any, strides: Sequence[int]) -> str | None:
@@ -155,7 +196,8 @@ def _input_fits_strides(size: Any, strides: Sequence[int]) -> str | None:
 _RULES: Final[settings.Rules] = {
     Manifest: (
         Rule(("classes",), _unique_classes),
-        Rule(("artifacts", "files", "recipe", "card", "golden", "passport"), _all_listed),
+        Rule(("artifacts", "judges", "files", "recipe", "card", "golden", "passport"), _all_listed),
+        Rule(("classes", "strides", "features", "judges"), _something_to_look_for),
         Rule(("input", "strides"), _input_fits_strides),
         Rule(("files",), lambda files: f"files: {MANIFEST} cannot hold its own SHA-256" if MANIFEST in files else None),
     )
@@ -172,7 +214,7 @@ def read(folder: Path) -> Manifest:
     manifest = read_unverified(folder)
     problems = list(_file_problems(folder, manifest))
     if problems:
-        raise BundleError(_listed(f"the bundle {folder} is not as it was built; copy or build it again", problems))
+        raise BundleError(listed(f"the bundle {folder} is not as it was built; copy or build it again", problems))
     return manifest
 
 
@@ -188,7 +230,7 @@ def read_unverified(folder: Path) -> Manifest:
         raise BundleError(f"the bundle {folder} has format {known}, this edge knows up to {FORMAT}: update edge")
     problems = settings.find_problems(data, Manifest, _RULES)
     if problems:
-        raise BundleError(_listed(f"the manifest {folder / MANIFEST} cannot be used", problems))
+        raise BundleError(listed(f"the manifest {folder / MANIFEST} cannot be used", problems))
     manifest = msgspec.convert(data, Manifest)
     if _numbers(manifest.min_edge) > _numbers(__version__):
         raise BundleError(
@@ -295,6 +337,8 @@ class Fields(TypedDict, total=False):
     classes: list[str]
     input: dict[str, Any]
     strides: list[int]
+    features: dict[str, Any]
+    judges: dict[str, Any]
     artifacts: list[dict[str, Any]]
     recipe: str
     card: str
@@ -319,7 +363,7 @@ def build(folder: Path, fields: Fields) -> Manifest:
         data = {"format": FORMAT, "created": now, "min_edge": __version__, **fields, "files": files}
         problems = settings.find_problems(data, Manifest, _RULES)
         if problems:
-            raise BundleError(_listed(f"no bundle can be built of {folder}", problems))
+            raise BundleError(listed(f"no bundle can be built of {folder}", problems))
         manifest = msgspec.convert(data, Manifest)
         path.write_bytes(msgspec.json.format(msgspec.json.encode(_said(manifest)), indent=2) + b"\n")
     except OSError as error:
@@ -332,70 +376,8 @@ def _belongs(path: Path, folder: Path) -> bool:
     return path.is_file() and parts != (MANIFEST,) and not any(part.startswith(".") for part in parts)
 
 
-def choose(
-    manifest: Manifest,
-    machine: str,
-    runtimes: Mapping[str, str],
-    prefer: str = "auto",
-    precision: str = "auto",
-) -> Artifact:
-    """The model of the bundle that this device runs.
-
-    Paddle Lite comes before ONNX Runtime, INT8 before FP32, a model for this architecture before one for any.
-
-    Args:
-        machine: architecture of the device, as `platform.machine()` says it.
-        runtimes: installed runtimes and their versions, such as `{"paddlelite": "2.13rc0"}`.
-        prefer: a runtime that comes first where both could run; "auto": Paddle Lite.
-        precision: "int8" or "fp32": nothing else will do; "auto": either.
-
-    Raises:
-        BundleError: nothing in the bundle runs here; says what there is, what the device has, and what to do.
-    """
-    arch = {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
-    obstacles = [_obstacle(artifact, arch, runtimes, precision) for artifact in manifest.artifacts]
-    fitting = [a for a, obstacle in zip(manifest.artifacts, obstacles, strict=True) if obstacle is None]
-    if not fitting:
-        lines = [f"{a.file} {obstacle}" for a, obstacle in zip(manifest.artifacts, obstacles, strict=True)]
-        raise BundleError(_listed(_nothing_fits(manifest, arch, runtimes), lines))
-    first = "paddlelite" if prefer == "auto" else prefer
-    return min(fitting, key=lambda a: (a.runtime != first, a.precision != "int8", a.arch != arch))
-
-
-def _obstacle(artifact: Artifact, arch: str, runtimes: Mapping[str, str], precision: str) -> str | None:
-    """Why this device cannot run the model; None when it can."""
-    installed = runtimes.get(artifact.runtime)
-    if artifact.arch not in (arch, "any"):
-        return f"is for {artifact.arch}"
-    if precision not in ("auto", artifact.precision):
-        return f"is {artifact.precision}, and runtime.precision wants {precision}"
-    if installed is None:
-        return f"needs {artifact.runtime}, which is not installed"
-    # The format of .nb files changes between versions; another version's file can abort the whole process.
-    if artifact.runtime == "paddlelite" and artifact.made_with != f"paddlelite {installed}":
-        return f"was made with {artifact.made_with}, and paddlelite {installed} is installed"
-    return None
-
-
-def _nothing_fits(manifest: Manifest, arch: str, runtimes: Mapping[str, str]) -> str:
-    has = ", ".join(f"{name} {version}" for name, version in sorted(runtimes.items())) or "no inference runtime"
-    return (
-        f"the bundle {manifest.product} {manifest.version} has no model for this device ({arch} with {has}); "
-        f"{_remedy(manifest, arch, runtimes)}"
-    )
-
-
-def _remedy(manifest: Manifest, arch: str, runtimes: Mapping[str, str]) -> str:
-    here = [a for a in manifest.artifacts if a.arch in (arch, "any")]
-    if not here:
-        return f"get a bundle that was built for {arch}"
-    absent = sorted({a.runtime for a in here} - set(runtimes))
-    if absent:
-        return f"install {' or '.join(absent)}, or get a bundle for what is installed"
-    return "install the version that the model was made with, set runtime.precision to auto, or get another bundle"
-
-
-def _listed(headline: str, problems: Sequence[str]) -> str:
+def listed(headline: str, problems: Sequence[str]) -> str:
+    """A headline with one problem a line below it."""
     return headline + ":\n" + "\n".join(f"  - {problem}" for problem in problems)
 
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from edge import __version__
+from edge.bundle import choice
 from edge.bundle import manifest as manifests
 from edge.bundle.manifest import MANIFEST, Artifact, Fields
 from edge.errors import BundleError
@@ -64,7 +65,7 @@ def test_what_is_built_reads_back(folder: Path) -> None:
     (folder / ".DS_Store").write_bytes(b"x")
     built = manifests.build(folder, fields())
     assert manifests.read(folder) == built
-    assert (built.product, built.version, built.format, built.min_edge) == ("pcb", 3, 1, __version__)
+    assert (built.product, built.version, built.format, built.min_edge) == ("pcb", 3, 2, __version__)
     assert sorted(built.files) == ["CARD.md", "fp32.onnx", "recipe.toml", "x86/fp32.nb", "x86/int8.nb"]
 
 
@@ -93,7 +94,7 @@ def replace_by_link(path: Path, target: Path) -> None:
         (lambda b: (b / MANIFEST).write_text("[" * 5000), "is not valid JSON", "deep nesting"),
         (lambda b: (b / MANIFEST).write_text("[]"), "is not a JSON object", "JSON, but no manifest"),
         (lambda b: (b / MANIFEST).write_text("{}"), "product: missing", "an empty one"),
-        (lambda b: edit(b, format=2, new=1), "has format 2, this edge knows up to 1: update edge", "from the future"),
+        (lambda b: edit(b, format=3, new=1), "has format 3, this edge knows up to 2: update edge", "from the future"),
         (lambda b: edit(b, min_edge="99.0.0"), "needs edge 99.0.0 or newer", "a newer daemon's"),
         (lambda b: edit(b, prodct="x"), "prodct: unknown key; did you mean `product`?", "a misspelt key"),
         (lambda b: edit(b, product="../x"), 'product = "../x": must be', "a product name becomes a folder name"),
@@ -160,14 +161,14 @@ ORT = {"onnxruntime": "1.23.2"}
 def test_choice(
     machine: str, runtimes: dict[str, str], prefer: str, precision: str, expected: str, why: str, bundle: Path
 ) -> None:
-    chosen = manifests.choose(manifests.read(bundle), machine, runtimes, prefer=prefer, precision=precision)
+    chosen = choice.choose(manifests.read(bundle), machine, runtimes, prefer=prefer, precision=precision)
     assert chosen.file == expected, why
 
 
 def test_a_model_for_this_very_architecture_comes_before_one_for_any(bundle: Path) -> None:
     base = ARTIFACTS[2] | {"file": "x86/fp32.nb", "arch": "aarch64"}
     edit(bundle, artifacts=[ARTIFACTS[2], base])
-    assert manifests.choose(manifests.read(bundle), "arm64", ORT).arch == "aarch64"
+    assert choice.choose(manifests.read(bundle), "arm64", ORT).arch == "aarch64"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_nothing_fits(
     machine: str, runtimes: dict[str, str], precision: str, expected: list[str], why: str, bundle: Path
 ) -> None:
     with pytest.raises(BundleError) as caught:
-        manifests.choose(manifests.read(bundle), machine, runtimes, precision=precision)
+        choice.choose(manifests.read(bundle), machine, runtimes, precision=precision)
     assert all(text in str(caught.value) for text in expected), f"{why}: {caught.value}"
 
 
@@ -197,7 +198,7 @@ def test_a_bundle_for_other_architectures_says_so(bundle: Path) -> None:
     manifest = manifests.read(bundle)
     only_x86 = msgspec.structs.replace(manifest, artifacts=[Artifact(**ARTIFACTS[0])])
     with pytest.raises(BundleError, match="get a bundle that was built for riscv64"):
-        manifests.choose(only_x86, "riscv64", BOTH)
+        choice.choose(only_x86, "riscv64", BOTH)
 
 
 GOLDEN: dict[str, Any] = {
@@ -268,3 +269,47 @@ def test_a_wrong_golden_set_is_refused(golden: Any, expected: str, why: str, fol
 def test_a_part_that_is_not_in_the_bundle_is_named(key: str, folder: Path) -> None:
     with pytest.raises(BundleError, match=r"gone\.json is part of the bundle but has no SHA-256"):
         manifests.build(folder, fields() | {key: "gone.json"})  # type: ignore[operator]
+
+
+def with_judge(folder: Path, **changes: Any) -> Fields:
+    for name in ("anomaly.onnx", "anomaly.json"):
+        (folder / name).write_bytes(name.encode())
+    base = {"file": "anomaly.onnx", "runtime": "onnxruntime", "arch": "any", "precision": "fp32", "made_with": "x 1"}
+    judge = {"artifacts": [base], "shape": [64, 8, 4], "settings": "anomaly.json"}
+    return Fields(**{**fields(), "judges": {"anomaly": judge}, "features": {"channels": 64, "stride": 8}, **changes})
+
+
+def test_a_judge_is_chosen_like_a_detector(folder: Path) -> None:
+    built = manifests.build(folder, with_judge(folder))
+    assert choice.choose(built, "aarch64", BOTH, judge="anomaly").file == "anomaly.onnx"
+    with pytest.raises(BundleError, match="has no anomaly model for this device"):
+        choice.choose(built, "aarch64", {}, judge="anomaly")
+
+
+def test_a_product_of_good_parts_only_has_no_classes_but_an_anomaly_judge(folder: Path) -> None:
+    assert manifests.build(folder, with_judge(folder, classes=[], strides=[])).classes == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "why"),
+    [
+        ({"features": None}, "does not say that there are any", "the judge would have nothing to read"),
+        ({"strides": []}, "classes and strides belong together", "boxes without classes"),
+        ({"classes": [], "strides": [], "judges": {}}, "nothing would ever be found", "every part would pass"),
+        ({"judges": {"smell": {}}}, "smell", "a judge that nobody knows"),
+    ],
+)
+def test_a_bundle_that_could_not_judge_is_not_built(
+    folder: Path, changes: dict[str, Any], expected: str, why: str
+) -> None:
+    given = {key: value for key, value in with_judge(folder, **changes).items() if value is not None}
+    with pytest.raises(BundleError) as caught:
+        manifests.build(folder, Fields(**given))
+    assert expected in str(caught.value), f"{why}: {caught.value}"
+
+
+def test_every_file_of_a_judge_is_listed(folder: Path) -> None:
+    given = with_judge(folder)
+    (folder / "anomaly.json").unlink()
+    with pytest.raises(BundleError, match=r"anomaly\.json is part of the bundle but has no SHA-256"):
+        manifests.build(folder, given)
