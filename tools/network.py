@@ -196,6 +196,29 @@ class Detector(nn.Layer):
         return self.head(self.features(image))
 
 
+class WithFeatures(nn.Layer):
+    """A detector that also tells what its head reads: one output more, the last, for the judges beside it."""
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
+        features = self.detector.features(image)
+        return (*self.detector.head(features), features)
+
+
+class FeaturesOnly(nn.Layer):
+    """The trunk of a detector alone, for a product of which only good parts are known."""
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: paddle.Tensor) -> paddle.Tensor:
+        return self.detector.features(image)
+
+
 def _output(inputs: int, outputs: int, bias: float) -> nn.Conv2D:
     start = paddle.ParamAttr(initializer=nn.initializer.Constant(bias))
     return nn.Conv2D(inputs, outputs, 1, bias_attr=start)

@@ -17,7 +17,7 @@ from tools.checkpoint import Saved, copy_state, write_checkpoint
 from tools.errors import ToolError
 from tools.network import Detector, NetworkConfig
 from tools.paddle_model import PROGRAM, WEIGHTS, StaticModel, compile_nb
-from tools.runtimes import load_network
+from tools.runtimes import load_network, open_predictor
 
 pytestmark = pytest.mark.timeout(600)  # models are made first, on a machine that may be busy
 
@@ -124,3 +124,16 @@ def test_a_compiler_that_fails_or_hangs_is_said(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("tools.paddle_model.COMPILE_TIMEOUT_S", 0.01)
     with pytest.raises(ToolError, match="took over 0 s for"):
         compile_nb(tmp_path, tmp_path / "x.nb", "x86")
+
+
+def test_features_are_one_output_more_and_leave_the_others_as_they_are_to_the_bit(
+    exported: Path, tmp_path: Path
+) -> None:
+    export.main(["--checkpoint", str(exported.parent / "last.pdckpt"), "--features", "--out", str(tmp_path)])
+    assert record(tmp_path)["features"] == {"channels": 16, "stride": 8} and record(exported)["features"] is None
+    noise = np.random.default_rng(5).random((1, 3, 64, 128)).astype(np.float32)
+    for name in ("fp32", "detector.onnx", "detector.x86_64.fp32.nb"):
+        without, with_features = (open_predictor(folder / name).run(noise) for folder in (exported, tmp_path))
+        assert len(with_features) == 3 and with_features[2].shape == (1, 16, 8, 16)
+        for ours, theirs in zip(with_features, without, strict=False):
+            assert np.array_equal(ours, theirs), name
