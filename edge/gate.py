@@ -1,8 +1,9 @@
 """The quality gate: is this frame good enough to be judged, and if not, why not.
 
-Cheap measures only: variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), mean brightness and the share of
-saturated pixels, over a region of interest. Exposure is judged before sharpness, since a frame that is too dark or
-too bright has little contrast left and would be called blurred, which sends the technician to the wrong knob.
+Cheap measures: variance of the Laplacian (Pech-Pacheco et al., ICPR 2000), mean brightness and the share of saturated
+pixels, over a region of interest. Exposure is judged before sharpness, since a frame that is too dark or too bright has
+little contrast left and would be called blurred, which sends the technician to the wrong knob. What they leave open is
+for the classifier (`edge.gate_classifier`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,20 @@ from edge.records import Cause, GateResult
 
 ADVICE = {
     Cause.BLUR: "Check focus and lens, shorten the exposure or light more, look for vibration and a loose mount.",
+    Cause.MOTION: "Shorten the exposure and light more, or trigger later; look for vibration and a loose mount.",
+    Cause.DEFOCUS: "Focus the lens again and lock its ring; check the distance and height of the part.",
+    Cause.OCCLUDED: "Look for what stands between the camera and the part: a hand, a cable, a cover on the lens.",
+    Cause.DIRTY_LENS: "Clean the lens and its cover glass; look for oil mist and coolant that reach it.",
     Cause.OVEREXPOSED: "Dim the light or shorten the exposure; look for a reflection or sunlight on the part.",
     Cause.UNDEREXPOSED: "Check that the light is on and the lens is not covered; lengthen the exposure.",
 }
 
 # What a frame without any detail counts as, where the logarithm of its sharpness is taken.
 LEAST_SHARPNESS = 0.01
+
+# A frame whose grey levels are all alike was not taken of a part, whatever the recipe checks: even a picture of a wall
+# has the sensor's noise. All black or all white says which way the light went.
+BLACK, WHITE = 2.0, 253.0
 
 
 @dataclass(frozen=True)
@@ -70,9 +79,15 @@ def judge(measures: Measures, recipe: GateRecipe) -> GateResult:
 
     >>> judge(Measures(sharpness=40.0, brightness=120.0, saturated=0.0), GateRecipe(sharpness_min=100)).cause.value
     'blur'
+    >>> judge(Measures(sharpness=0.0, brightness=0.0, saturated=0.0), GateRecipe()).cause.value
+    'underexposed'
     """
     m, r = measures, recipe
+    empty = m.sharpness < LEAST_SHARPNESS
     checks = (
+        (Cause.UNDEREXPOSED, m.brightness, BLACK, empty and m.brightness < BLACK),
+        (Cause.OVEREXPOSED, m.brightness, WHITE, empty and m.brightness > WHITE),
+        (Cause.OCCLUDED, m.sharpness, LEAST_SHARPNESS, empty),
         (Cause.UNDEREXPOSED, m.brightness, r.brightness_min, m.brightness < r.brightness_min),
         (Cause.OVEREXPOSED, m.brightness, r.brightness_max, m.brightness > r.brightness_max),
         (Cause.OVEREXPOSED, m.saturated, r.saturated_max, m.saturated > r.saturated_max),
@@ -91,6 +106,38 @@ def judge(measures: Measures, recipe: GateRecipe) -> GateResult:
                 advice=ADVICE[cause],
             )
     return GateResult(True, None, m.sharpness, m.brightness, m.saturated)
+
+
+def undecided(result: GateResult, recipe: GateRecipe) -> bool:
+    """Whether the cheap measures leave it to the classifier, if there is one, to judge or to name the cause.
+
+    They do not where the frame is within all of the recipe's `sure_*` limits, nor where they refused it for a cause
+    that they know as well as anyone: exposure, or nothing on it at all. A blur is refused, but not yet named.
+
+    >>> recipe = GateRecipe(
+    ...     sharpness_min=100, sure_sharpness=300, sure_brightness_min=80, sure_brightness_max=160, sure_saturated=0.02
+    ... )
+    >>> [undecided(judge(Measures(sharpness, 120, 0.01), recipe), recipe) for sharpness in (50, 150, 350)]
+    [True, True, False]
+    """
+    r = recipe
+    if r.classifier == "never":
+        return False
+    if not result.passed:
+        return result.cause is Cause.BLUR
+    if r.classifier == "always" or None in (
+        r.sure_sharpness,
+        r.sure_brightness_min,
+        r.sure_brightness_max,
+        r.sure_saturated,
+    ):
+        return True
+    sure = (
+        result.sharpness >= (r.sure_sharpness or 0.0)
+        and (r.sure_brightness_min or 0.0) <= result.brightness <= (r.sure_brightness_max or 0.0)
+        and result.saturated <= (r.sure_saturated or 0.0)
+    )
+    return not sure
 
 
 def check(image: Image, recipe: GateRecipe) -> GateResult:

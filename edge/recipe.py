@@ -10,9 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from edge import settings
+from edge.records import Cause
 from edge.settings import Rule
 
 Share = Annotated[float, Meta(ge=0, le=1)]
+
+# What the gate's classifier can name; `blur` is the cheap measure's word, which it makes precise.
+CLASSIFIED = tuple(cause.value for cause in Cause if cause is not Cause.BLUR)
 
 
 class GateRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -24,6 +28,13 @@ class GateRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     saturated_max: Share = 1.0  # share of pixels at 255
     roi: tuple[Share, Share, Share, Share] = (0.0, 0.0, 1.0, 1.0)  # x, y, width, height as shares of the frame
     classifier: Literal["never", "undecided", "always"] = "undecided"  # when the bundle's classifier looks too
+    # Cause -> how probable it may be, against a good frame, before the classifier refuses; not here: the bundle's
+    classifier_limit: dict[str, Annotated[float, Meta(gt=0, lt=1)]] = {}
+    # `undecided`: a frame within all four passes without the classifier; one that is None: no frame is that sure
+    sure_sharpness: Annotated[float, Meta(ge=0, le=1e6)] | None = None  # at least
+    sure_brightness_min: Annotated[float, Meta(ge=0, le=255)] | None = None
+    sure_brightness_max: Annotated[float, Meta(ge=0, le=255)] | None = None
+    sure_saturated: Share | None = None  # at most
 
 
 class DetectRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +85,12 @@ def _brightness_in_order(low: float, high: float) -> str | None:
     return f"brightness_min ({low:g}) is not below brightness_max ({high:g})" if low >= high else None
 
 
+def _known_causes(limits: Mapping[str, Any]) -> str | None:
+    unknown = [name for name in limits if name not in CLASSIFIED]
+    hints = [f"the classifier names no cause `{name}`, {settings.did_you_mean(name, CLASSIFIED)}" for name in unknown]
+    return "classifier_limit: " + "; ".join(hints) if hints else None
+
+
 def _review_in_order(review: float, threshold: float) -> str | None:
     if review <= threshold:
         return None
@@ -93,7 +110,11 @@ def _rules(classes: Sequence[str] | None) -> settings.Rules:
     detect = [Rule(("review", "threshold"), _review_in_order)]
     if classes is not None:
         detect.append(Rule(("class_threshold",), _known_classes(classes)))
-    gate = (Rule(("roi",), _roi_in_frame), Rule(("brightness_min", "brightness_max"), _brightness_in_order))
+    gate = (
+        Rule(("roi",), _roi_in_frame),
+        Rule(("brightness_min", "brightness_max"), _brightness_in_order),
+        Rule(("classifier_limit",), _known_causes),
+    )
     return {GateRecipe: gate, DetectRecipe: tuple(detect)}
 
 

@@ -34,6 +34,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.drift.*",
         "edge.event",
         "edge.gate",
+        "edge.gate_classifier",
         "edge.ledger",
         "edge.preprocess",
         "edge.stopwatch",

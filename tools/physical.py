@@ -23,8 +23,10 @@ import numpy as np
 
 from edge.boxes import Float
 from edge.capture.optics import defocus_kernel
+from edge.capture.optics import motion_kernel as bent_path_kernel
 from edge.preprocess import Image
 from tools.errors import ToolError
+from tools.lens import put_in_the_way, soil
 
 if TYPE_CHECKING:  # importing it for real would pull Paddle into processes that only draw pictures
     from tools.objective import Truth
@@ -71,8 +73,11 @@ class Conditions:
 
     occluded_share: float = 0.0  # of the picture, under things that lie on the part
     glare_share: float = 0.0  # of the picture, saturated by highlights
+    hidden_share: float = 0.0  # of the picture, behind a thing that stands in the way
     motion_px: float = 0.0
+    vibration_px: float = 0.0  # length of a path with a bend
     defocus_px: float = 0.0
+    lens_dirt: float = 0.0  # severity, in [0, 1]
     stops: float = 0.0  # exposure: 1 is twice the light, -1 half
     full_well: float = 0.0  # electrons at full light; 0: no noise
     jpeg_quality: int = 0  # 1..100; 0: no JPEG
@@ -128,8 +133,14 @@ def photograph(
             add_glare(light, how.glare_share, rng, cover)
         if how.motion_px > 0:
             light = filtered(light, motion_kernel(rng.uniform(0, math.pi), how.motion_px))
+        if how.vibration_px > 0:
+            light = filtered(light, bent_path_kernel(rng, how.vibration_px))
         if how.defocus_px > 0:
             light = filtered(light, _disc(round(how.defocus_px, 1)))
+        if how.hidden_share > 0:
+            put_in_the_way(light, how.hidden_share, rng)
+        if how.lens_dirt > 0:
+            light = soil(light, how.lens_dirt, rng)
         image = expose(light, 2.0**how.stops, how.full_well, rng)
     return jpeg(image, how.jpeg_quality) if how.jpeg_quality else image
 
