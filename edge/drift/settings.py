@@ -54,17 +54,18 @@ class Ewma(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 
 class Adwin(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="adwin"):
-    """Adaptive window; see `edge.drift.detectors.Adwin`."""
+    """Adaptive window over scores as shares in [0, 1]; see `edge.drift.adwin.Adwin`."""
 
     delta: Annotated[float, Meta(gt=0, lt=1)]  # chance of a false cut in one look
     every: Annotated[int, Meta(ge=1, le=10**4)] = 8  # points between two looks
     buckets: Annotated[int, Meta(ge=2, le=64)] = 5  # of one size, before two are merged
     longest: Annotated[int, Meta(ge=32, le=10**6)] = 8192  # points in the window at most
+    prior: NotNegative = 0.0  # points of mean 0.5 that stand before the window: the baseline's frames
     side: Side = "both"
 
 
 class Psi(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="psi"):
-    """Population stability index over windows; see `edge.drift.detectors.Psi`."""
+    """Population stability index over windows; see `edge.drift.psi.Psi`."""
 
     window: Annotated[int, Meta(ge=10, le=10**6)]
     limit: Positive
@@ -80,7 +81,9 @@ class Numbers(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         frames: how many values it rests on.
         quantiles: at evenly spaced probabilities from 0 (the least value) to 1 (the greatest), not decreasing.
         centre: median, in the signal's unit.
-        sigma: robust standard deviation, in the signal's unit; never under what matters in practice.
+        sigma: robust standard deviation, in the signal's unit; never under `least`.
+        least: a difference that matters in practice, in the signal's unit: a score is at most the distance from the
+            centre over it, so that a signal that hardly varies raises no alarm over nothing.
         tail: how far values go on beyond the extremes, in the signal's unit: the mean excess there.
         correlation: variance of the mean of frames in a row over what it would be if they were independent, 1 or more;
             above 1 where neighbours are alike.
@@ -90,6 +93,7 @@ class Numbers(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     quantiles: Annotated[list[float], Meta(min_length=2, max_length=1025)]
     centre: float
     sigma: Positive
+    least: Positive
     tail: Positive
     correlation: Annotated[float, Meta(ge=1, le=1000)] = 1.0
 

@@ -1,0 +1,118 @@
+"""Limits of the detectors for a wanted average run length without change (ARL0).
+
+Every formula is for independent normal points of mean 0 and deviation 1, which scores are while nothing changes. The
+baseline's own error is allowed for by `baseline_error`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+
+from edge.drift.settings import Side
+
+# Standard errors of the baseline that the detectors allow for.
+BASELINE_ERRORS = 2.0
+
+# The normal distribution by table: exact to 5 parts in 100,000 in the tails, and numpy has none.
+_GRID = np.linspace(-8, 8, 4001)
+_CDF = np.array([NormalDist().cdf(float(x)) for x in _GRID])
+
+
+def baseline_error(frames: float) -> float:
+    """How far the mean score may be off because the baseline rests on so many frames only, in sigmas.
+
+    Without it a baseline of 500 frames would divide the ARL0 of a CUSUM by three, one of 60 by thirty (Jensen et al.,
+    J. Qual. Technol. 38, 2006, on what estimated parameters do to charts).
+
+    >>> baseline_error(400)
+    0.1
+    """
+    return BASELINE_ERRORS / math.sqrt(frames)
+
+
+def cusum_arl(limit: float, allowance: float, side: Side) -> float:
+    """ARL0 of a CUSUM, by Siegmund's corrected diffusion (Sequential Analysis, 1985).
+
+    >>> round(cusum_arl(4.77, 0.5, "both"))
+    371
+    """
+    reach = 2 * allowance * (limit + 1.166)
+    one_sided = (math.exp(reach) - reach - 1) / (2 * allowance**2)
+    return one_sided / 2 if side == "both" else one_sided
+
+
+def cusum_limit(arl0: float, allowance: float, side: Side) -> float:
+    """The limit of a CUSUM; also of a Page-Hinkley test, whose mean moves little.
+
+    >>> round(cusum_limit(1e6, 0.5, "both"), 2)
+    12.65
+    """
+    return _solve(lambda limit: cusum_arl(limit, allowance, side), arl0, 0.1, 400.0)
+
+
+def ewma_arl(limit: float, weight: float, side: Side, states: int = 101) -> float:
+    """ARL0 of an EWMA chart, by a Markov chain (Brook and Evans, Biometrika 59, 1972; Lucas and Saccucci,
+    Technometrics 32, 1990). Limits are those of a long run.
+
+    Args:
+        limit: in sigmas of the weighted mean.
+
+    >>> round(ewma_arl(2.814, 0.1, "both"))
+    500
+    """
+    height = limit * math.sqrt(weight / (2 - weight))
+    low = -height if side == "both" else -4 * height  # a one-sided chart: far below the mean is as good as any state
+    width = (height - low) / states
+    middles = low + width * (np.arange(states) + 0.5)
+    edges = low + width * np.arange(states + 1)
+    upper = (edges[None, :] - (1 - weight) * middles[:, None]) / weight  # (from, edge)
+    cumulative = np.interp(upper, _GRID, _CDF)
+    moves = np.diff(cumulative, axis=1)
+    if side != "both":
+        moves[:, 0] += cumulative[:, 0]
+    lengths = np.linalg.solve(np.eye(states) - moves, np.ones(states))
+    return float(np.interp(0.0, middles, lengths))
+
+
+def ewma_limit(arl0: float, weight: float, side: Side) -> float:
+    """The limit of an EWMA chart.
+
+    >>> round(ewma_limit(500, 0.1, "both"), 2)
+    2.82
+    """
+    return _solve(lambda limit: ewma_arl(limit, weight, side), arl0, 1.0, 7.0)
+
+
+def adwin_delta(arl0: float, every: int) -> float:
+    """Chance of a false cut in one look: the theorem's bound, so runs are longer than `arl0`.
+
+    >>> adwin_delta(8e5, 8)
+    1e-05
+    """
+    return min(0.5, every / arl0)
+
+
+def psi_limit(arl0: float, window: int, frames: int, kinds: int) -> float:
+    """The limit of a PSI: a chi-square quantile (Wilson and Hilferty, PNAS 17, 1931) times 1/window + 1/frames.
+
+    >>> round(psi_limit(1e6, 200, 1000, 4), 3)
+    0.121
+    """
+    z = NormalDist().inv_cdf(1 - min(0.5, window / arl0))
+    degrees = kinds - 1
+    quantile = degrees * (1 - 2 / (9 * degrees) + z * math.sqrt(2 / (9 * degrees))) ** 3
+    return quantile * (1 / window + 1 / frames)
+
+
+def _solve(arl: Callable[[float], float], wanted: float, low: float, high: float) -> float:
+    """The least limit between `low` and `high` whose run length is at least the wanted one."""
+    if arl(low) >= wanted:
+        return low
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if arl(middle) >= wanted else (middle, high)
+    return high
