@@ -157,7 +157,8 @@ class DriftSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
         arl0: frames between false alarms on average, of all signals together, that the limits were chosen for.
         frames: good frames that the baseline rests on.
         width, height: of those frames; frames of another size have no baseline here.
-        origin: where the baseline is from, for people: `bundle pcb 4`, `learned from cam1`.
+        origin: where the baseline is from, for people: `validation images of pcb`, `learned from cam1`.
+        least_confidence: boxes that are less sure do not count.
         signals: by name, see `edge.drift.signals`.
     """
 
@@ -167,6 +168,7 @@ class DriftSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     width: Annotated[int, Meta(ge=1, le=65536)]
     height: Annotated[int, Meta(ge=1, le=65536)]
     origin: str = ""
+    least_confidence: Share = 0.3
     signals: Annotated[dict[str, Signal], Meta(min_length=1)]
     features: Features | None = None
     autoencoder: Autoencoder | None = None
