@@ -25,12 +25,12 @@ from edge.clock import SystemClock
 from edge.config import Publishing, Runtime, SimulatedCamera
 from edge.errors import EdgeError
 from edge.event import Envelope, Topics
+from edge.loading import machine
 from edge.outbox import Outbox
-from edge.pipeline import Pipeline
 from edge.predictor import Float, Predictor, installed_runtimes, load
 from edge.preprocess import Image, preprocess
 from edge.records import Frame
-from edge.serving import Product, machine, open_product
+from edge.serving import Product, open_product
 from edge.station import Serving, Station
 
 DISTINCT_FRAMES = 16
@@ -99,7 +99,7 @@ def _print_path(product: Product, pictures: list[Image], frames: int) -> None:
     with tempfile.TemporaryDirectory(prefix="edge-bench-") as folder:
         clock = SystemClock()
         outbox = Outbox(Path(folder) / "outbox.db", 256_000_000, "bench", clock)
-        pipeline = Pipeline(product.detector, product.recipe, product.classes, clock.mono_ns)
+        pipeline = product.pipeline(clock.mono_ns)
         serving = Serving(product.classes, product.shown_from, product.digest)
         station = Station(
             pipeline, serving, outbox, NoWire(), Topics("edge", "bench", "bench", "bench"), clock, Publishing(),

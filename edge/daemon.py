@@ -25,7 +25,6 @@ from edge.config import Camera, Config, config_hash
 from edge.errors import DEBUG_VARIABLE, ConfigError, EdgeError, OutboxError
 from edge.event import CameraState, Info, LedgerCounts, Response, State, Topics
 from edge.outbox import Outbox
-from edge.pipeline import Pipeline
 from edge.publish import Publisher
 from edge.records import Loss
 from edge.serving import open_product
@@ -131,7 +130,7 @@ class Daemon:
 
     def _make_station(self, counts: LedgerCounts, parts: int) -> Station:
         product = self.product
-        pipeline = Pipeline(product.detector, product.recipe, product.classes, self._clock.mono_ns)
+        pipeline = product.pipeline(self._clock.mono_ns)
         serving = Serving(product.classes, product.shown_from, product.digest)
         station = Station(
             pipeline,

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edge import loading
 from edge import recipe as recipes
-from edge.bundle import choice
 from edge.bundle import manifest as manifests
-from edge.bundle.manifest import Artifact, JudgeName, Manifest
+from edge.bundle.manifest import Artifact, Manifest
 from edge.config import Runtime
 from edge.detect import Detector, DetectSettings
 from edge.errors import BundleError
-from edge.predictor import Predictor, Shape, canary, check_providers, installed_runtimes, load
+from edge.judges import Judges, open_judges
+from edge.pipeline import Pipeline
+from edge.predictor import Predictor, installed_runtimes
 from edge.preprocess import InputSpec
 from edge.recipe import DetectRecipe, Recipe
 
@@ -36,7 +36,12 @@ class Product:
     predictor: Predictor
     detector: Detector
     digest: str
+    judges: Judges
     wanted_providers: tuple[str, ...] = ()
+
+    def pipeline(self, clock_ns: Callable[[], int]) -> Pipeline:
+        """The inspection path of this product, with all its judges."""
+        return Pipeline(self.detector, self.recipe, self.classes, clock_ns, classifier=self.judges.gate)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -101,12 +106,12 @@ def open_product(
         PredictorError: the model cannot be loaded or run here.
     """
     manifest = manifests.read(folder)
-    artifact = _chosen(manifest, runtime)
+    artifact = loading.chosen(manifest, runtime)
     recipe = recipes.load(recipe_file or folder / manifest.recipe, classes=manifest.classes)
     spec = input_spec(manifest)
     digest = manifests.digest(manifest)
     shape = (1, spec.channels, spec.height, spec.width)
-    predictor = _open_model(folder, manifest, artifact, shape, runtime, trial_marks)
+    predictor = loading.open_model(folder, manifest, artifact, shape, runtime, trial_marks)
     _check_outputs(predictor, manifest, spec)
     settings = DetectSettings(
         strides=tuple(manifest.strides),
@@ -115,59 +120,9 @@ def open_product(
         max_detections=recipe.detect.max_detections,
     )
     detector = Detector(predictor, spec, settings)
-    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, tuple(_providers(artifact, runtime)))
-
-
-def open_judge(
-    folder: Path, manifest: Manifest, name: JudgeName, runtime: Runtime, trial_marks: Path | None = None
-) -> Predictor:
-    """The predictor of one of the bundle's judges, tried in a child process first, as the detector's is.
-
-    Raises:
-        BundleError: nothing of it runs on this device.
-        PredictorError: it cannot be loaded or run here.
-    """
-    artifact = _chosen(manifest, runtime, name)
-    return _open_model(folder, manifest, artifact, (1, *manifest.judges[name].shape), runtime, trial_marks)
-
-
-def _chosen(manifest: Manifest, runtime: Runtime, judge: JudgeName | None = None) -> Artifact:
-    # A judge comes in the precision that it has: what the site wants is said of the detector.
-    precision = runtime.precision if judge is None else "auto"
-    return choice.choose(
-        manifest, machine(), installed_runtimes(), prefer=runtime.prefer, precision=precision, judge=judge
-    )
-
-
-def _providers(artifact: Artifact, runtime: Runtime) -> list[str]:
-    return runtime.providers if artifact.runtime == "onnxruntime" else []
-
-
-def _open_model(
-    folder: Path, manifest: Manifest, artifact: Artifact, shape: Shape, runtime: Runtime, trial_marks: Path | None
-) -> Predictor:
-    model, providers = folder / artifact.file, _providers(artifact, runtime)
-    if providers:
-        check_providers(providers)
-    sha256 = manifest.files.get(artifact.file, manifests.digest(manifest))
-    _try_once(artifact, model, shape, providers, trial_marks, sha256)
-    return load(artifact.runtime, model, runtime.threads, shape=shape, providers=providers, cache=trial_marks)
-
-
-def _try_once(
-    artifact: Artifact, model: Path, shape: Shape, providers: Sequence[str], marks: Path | None, sha256: str
-) -> None:
-    words = [artifact.runtime, installed_runtimes()[artifact.runtime], *providers, sha256[:16]]
-    mark = marks / "-".join(words) if marks else None
-    if mark is not None and mark.exists():
-        return
-    if marks is not None:
-        with contextlib.suppress(OSError):  # without the mark the next start tries again, no more
-            marks.mkdir(parents=True, exist_ok=True)
-    canary(artifact.runtime, model, shape, providers, marks)
-    if mark is not None:
-        with contextlib.suppress(OSError):
-            mark.touch()
+    judges = open_judges(folder, manifest, recipe, runtime, trial_marks)
+    providers = tuple(loading.providers_of(artifact, runtime))
+    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, judges, providers)
 
 
 def _check_outputs(predictor: Predictor, manifest: Manifest, spec: InputSpec) -> None:
@@ -190,9 +145,3 @@ def _check_outputs(predictor: Predictor, manifest: Manifest, spec: InputSpec) ->
             f"the model of {manifest.product} {manifest.version} answers with outputs of shapes {shapes}, and its "
             f"manifest (classes, strides, input) promises {expected}: make the bundle again"
         )
-
-
-def machine() -> str:
-    """This machine's architecture as bundles name it: x86_64 or aarch64."""
-    name = platform.machine()
-    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(name, name)

@@ -57,6 +57,8 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.bench",
         "edge.calibrate",
         "edge.daemon",
+        "edge.judges",
+        "edge.loading",
         "edge.replay",
         "edge.serving",
         "edge.station",

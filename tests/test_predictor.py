@@ -14,9 +14,10 @@ from edge.bundle import manifest
 from edge.config import Runtime
 from edge.detect import decode
 from edge.errors import PredictorError
+from edge.loading import machine
 from edge.predictor import CPU, canary, check_providers, installed_runtimes, load
 from edge.preprocess import preprocess
-from edge.serving import machine, open_product
+from edge.serving import open_product
 from tests.boards import drawn_boards
 from tests.flow.rig import PCB
 
@@ -239,7 +240,7 @@ def test_a_provider_that_does_not_start_is_said_and_tensorrt_keeps_what_it_built
     fake = FakeOnnxRuntime()
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     tried = []
-    monkeypatch.setattr("edge.serving.canary", lambda *given: tried.append(given))
+    monkeypatch.setattr("edge.loading.canary", lambda *given: tried.append(given))
     wanted = ["TensorrtExecutionProvider", "CUDAExecutionProvider", CPU]
     product = open_product(PCB, Runtime(prefer="onnxruntime", providers=wanted), trial_marks=tmp_path / "trials")
     assert product.runtime.endswith(f"on CUDAExecutionProvider, {CPU}; TensorrtExecutionProvider did not start")

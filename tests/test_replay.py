@@ -74,7 +74,7 @@ def test_detections_are_listed_whatever_the_threshold_and_lie_in_the_source(fold
 def test_a_refused_frame_has_its_cause(folder, product):
     lines, _ = run(folder, product)
     line = next(line for line in lines if line["file"] == "d_flat.png")
-    assert line["verdict"] == "RETAKE" and line["cause"] == "blur" and line["sharpness"] == 0
+    assert line["verdict"] == "RETAKE" and line["cause"] == "occluded" and line["sharpness"] == 0
 
 
 def test_annotated_images_are_written_in_the_same_tree(folder, product, tmp_path):

@@ -1,0 +1,62 @@
+"""The judges that a bundle brings beside its detector, loaded as the recipe wants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge import gate_classifier, loading
+from edge.bundle.manifest import JudgeName, Manifest
+from edge.config import Runtime
+from edge.drift import settings as drift_settings
+from edge.drift.settings import DriftSettings
+from edge.errors import BundleError
+from edge.gate_classifier import GateClassifier
+from edge.predictor import Predictor
+from edge.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What looks at a frame beside the detector; None where the bundle has no such judge or the recipe wants none.
+
+    Attributes:
+        gate: names what is wrong with a frame.
+        drift: baselines of the product's stream. autoencoder: its network.
+    """
+
+    gate: GateClassifier | None = None
+    drift: DriftSettings | None = None
+    autoencoder: Predictor | None = None
+
+
+def open_judges(
+    folder: Path, manifest: Manifest, recipe: Recipe, runtime: Runtime, trial_marks: Path | None = None
+) -> Judges:
+    """Load the judges in this thread, each tried in a child process first.
+
+    Raises:
+        BundleError: settings that cannot be used, or nothing of a judge runs on this device.
+        PredictorError: a judge's model cannot be loaded or run here.
+    """
+
+    def network(name: JudgeName) -> Predictor:
+        return loading.open_judge(folder, manifest, name, runtime, trial_marks)
+
+    classifier = drift = autoencoder = None
+    if "gate" in manifest.judges and recipe.gate.classifier != "never":
+        settings = gate_classifier.read_settings(*_settings(folder, manifest, "gate"))
+        classifier = GateClassifier(network("gate"), settings, recipe.gate)
+    if "drift" in manifest.judges and recipe.drift.use:
+        drift = drift_settings.decode(*_settings(folder, manifest, "drift"))
+        autoencoder = network("drift") if drift.autoencoder is not None else None
+    return Judges(classifier, drift, autoencoder)
+
+
+def _settings(folder: Path, manifest: Manifest, name: JudgeName) -> tuple[bytes, str]:
+    """The bytes of a judge's settings, and what errors call them."""
+    path = folder / manifest.judges[name].settings
+    try:
+        return path.read_bytes(), str(path)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}; install the bundle again") from error
