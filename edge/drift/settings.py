@@ -130,14 +130,17 @@ class Signal(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 class Autoencoder(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The input of the autoencoder: the frame scaled to this size, (pixel - mean) * scale.
+    """The input of the autoencoder, (pixel - mean) * scale; see `edge.drift.reconstruct`, which also has its error.
 
-    Its error (signal `ae_error`) is the mean square of input minus output. The whole frame is scaled, its aspect ratio
-    too: what is compared is always the same scene.
+    Attributes:
+        width, height: of the picture that it reads, pixels.
+        tile: side of the pieces of the frame, at its own resolution, that the picture is put together from; it divides
+            both sides. 0: the whole frame, scaled to the picture's size.
     """
 
     width: Annotated[int, Meta(ge=8, le=4096)]
     height: Annotated[int, Meta(ge=8, le=4096)]
+    tile: Annotated[int, Meta(ge=0, le=4096)] = 0
     channels: Literal[1, 3] = 1
     scale: Annotated[float, Meta(gt=0, le=1000)] = 1 / 255
     mean: Annotated[float, Meta(ge=0, le=255)] = 0.0
@@ -192,6 +195,11 @@ def _chart_fits(baseline: Mapping[str, Any], chart: Mapping[str, Any]) -> str | 
     return "a baseline of kinds is watched by psi" if kinds else "psi watches kinds: give a baseline of type kinds"
 
 
+def _tiles_fit(width: int, height: int, tile: int) -> str | None:
+    fits = tile == 0 or (width % tile == 0 and height % tile == 0)
+    return None if fits else f"tile {tile} does not divide {width}x{height}: give a side that does, or 0"
+
+
 def _features_fit(mean: Sequence[float], sigma: Sequence[float]) -> str | None:
     return None if len(mean) == len(sigma) else f"{len(mean)} means but {len(sigma)} sigmas: one of each a channel"
 
@@ -201,6 +209,7 @@ _RULES: Final[settings.Rules] = {
     Kinds: (Rule(("names", "shares"), _shares_fit),),
     Signal: (Rule(("baseline", "chart"), _chart_fits),),
     Features: (Rule(("mean", "sigma"), _features_fit),),
+    Autoencoder: (Rule(("width", "height", "tile"), _tiles_fit),),
 }
 
 
