@@ -22,6 +22,7 @@ PSI_WINDOW: Final = 200
 MOST_BATCH: Final = 32
 NO_KIND: Final = "none"
 
+Means = NDArray[np.float64]
 Kind = Literal["cusum", "page_hinkley", "ewma", "adwin", "psi"]
 
 
@@ -147,7 +148,7 @@ def chart_for(kind: Kind, side: Side, baseline: Numbers, arl0: float) -> Chart:
     return settings.Cusum(allowance=ALLOWANCE + error, limit=limit, side=side)
 
 
-def expected_features(means: NDArray[np.float64]) -> tuple[Features, list[float]]:
+def expected_features(means: Means) -> tuple[Features, list[float]]:
     """The features' baseline, and each frame's distance from that of the others.
 
     A frame is compared with the others, not with a baseline that it is part of: of a dozen frames each would be nearer
