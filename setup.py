@@ -15,6 +15,7 @@ LACKS_PADDLE_LITE = "platform_system != 'Linux' or platform_machine != 'x86_64' 
 ONNX = "onnxruntime>=1.17,<2"
 VIEW = ["rich>=13"]
 PLC = ["pyserial>=3.5,<4"]
+CHART = ["matplotlib"]
 
 setup(
     name="edge-inspection",
@@ -39,6 +40,7 @@ setup(
         f"{ONNX}; {LACKS_PADDLE_LITE}",
     ],
     extras_require={
+        "chart": CHART,  # `edge replay --chart`
         "onnx": [ONNX],
         "plc": PLC,
         "view": VIEW,
@@ -51,7 +53,7 @@ setup(
             ONNX,
             "setuptools",  # paddle imports it without saying so
             "tqdm",
-            "matplotlib",
+            *CHART,
             "pandas",
             "pillow",
             "pycocotools>=2.0.8,<3",  # the reference of mAP50-95

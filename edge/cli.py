@@ -131,12 +131,25 @@ def _add_replay(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--recipe", type=Path, help="a recipe instead of the bundle's own")
     parser.add_argument("--jsonl", type=Path, metavar="OUT", help="write one JSON line an image; - is stdout")
     parser.add_argument("--annotate", type=Path, metavar="DIR", help="write the images with boxes and verdict")
+    parser.add_argument("--order", choices=("name", "time"), default="name",
+                        help="of the images: natural order of their names, or time of their last change")  # fmt: skip
+    drift = parser.add_argument_group("drift", "is the stream still what the model was made for")
+    drift.add_argument("--drift", action="store_true", help="watch the images for drift, in their order, and report")
+    drift.add_argument("--learn", type=int, metavar="N",
+                       help="learn the baseline from the first N good images instead of taking the bundle's; "
+                            "a bundle without one learns from 500")  # fmt: skip
+    drift.add_argument("--arl0", type=float, metavar="N", default=100_000.0,
+                       help="with a learned baseline: images between false alarms on average")  # fmt: skip
+    drift.add_argument("--chart", type=Path, metavar="OUT", help="draw the signals, a PNG; wants matplotlib")
+    drift.add_argument("--report", type=Path, metavar="OUT", help="write the report as JSON")
     parser.set_defaults(command=_replay)
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from edge import config, replay, serving
+    from edge import config, drift_replay, replay, serving
 
+    if not options.drift and (options.chart or options.report or options.learn is not None):
+        raise UsageError("--learn, --chart and --report are about drift: give --drift too")
     product = serving.open_product(
         options.bundle,
         config.Runtime(prefer=options.runtime, precision=options.precision),
@@ -150,14 +163,21 @@ def _replay(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"the output file {options.jsonl} cannot be written: {error.strerror}") from error
     summary = replay.Summary()
+    drift = drift_replay.DriftReplay(product, options.learn, options.arl0) if options.drift else None
+    each = {"each": drift.look} if drift else {}
     try:
-        for line in replay.replay(options.folder, product, summary, sink, options.annotate):
+        for line in replay.replay(
+            options.folder, product, summary, sink, options.annotate, order=options.order, **each
+        ):
             _print_line(line, people)
     finally:
         if sink is not None and not to_stdout:
             sink.close()
     print(f"{product.manifest.product} {product.manifest.version} on {product.runtime}", file=people)
     print(replay.table(summary), file=people)
+    if drift is not None:
+        print("\n".join(drift.told()), file=people)
+        drift.write(options.report, options.chart)
     return OK if summary.judged else FAILED
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import cv2
 import msgspec
@@ -53,16 +53,28 @@ class Summary:
         return sum(self.verdicts.values())
 
 
+Order = Literal["name", "time"]
+
+
 def replay(
-    folder: Path, product: Product, summary: Summary, jsonl: TextIO | None, annotated: Path | None
+    folder: Path,
+    product: Product,
+    summary: Summary,
+    jsonl: TextIO | None,
+    annotated: Path | None,
+    *,
+    order: Order = "name",
+    each: Callable[[Inspection], None] = lambda _inspection: None,
 ) -> Iterator[Line]:
-    """Judge every image of a folder and its subfolders, in the order of their names.
+    """Judge every image of a folder and its subfolders.
 
     Args:
         folder: images, or one image, or a glob.
         summary: counts each image as it is yielded.
         jsonl: takes one JSON line an image.
         annotated: a folder that takes each judged image with its boxes.
+        order: by name, as people count; or by the time at which the file was last changed.
+        each: told every inspection, in order.
 
     Yields:
         The line of each image.
@@ -72,7 +84,7 @@ def replay(
         UsageError: the folder for annotated images cannot be written.
     """
     pipeline = Pipeline(product.detector, product.recipe, product.classes, time.monotonic_ns)
-    for number, path in enumerate(find_images(folder), 1):
+    for number, path in enumerate(in_order(find_images(folder), order), 1):
         name = str(path.relative_to(folder)) if folder in path.parents else path.name
         line, inspection = _judge(path, name, number, pipeline, product)
         _count(summary, line, inspection)
@@ -80,7 +92,21 @@ def replay(
             jsonl.write(encode(line).decode() + "\n")
         if annotated is not None and inspection is not None:
             _write_annotated(annotated / f"{Path(name).with_suffix('')}.jpg", inspection, product)
+        if inspection is not None:
+            each(inspection)
         yield line
+
+
+def in_order(files: list[Path], order: Order) -> list[Path]:
+    """Files that are in natural order, by that or by the time of their last change; equal times keep the names' order.
+
+    Raises:
+        CaptureError: a file is gone.
+    """
+    try:
+        return files if order == "name" else sorted(files, key=lambda path: path.stat().st_mtime_ns)
+    except OSError as error:
+        raise CaptureError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _judge(path: Path, name: str, number: int, pipeline: Pipeline, product: Product) -> tuple[Line, Inspection | None]:

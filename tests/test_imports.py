@@ -52,11 +52,12 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "adapter predictor": ("edge.predictor",),
     "adapter publish": ("edge.broker", "edge.live", "edge.publish", "edge.requests", "edge.session"),  # one session
     "adapter tally": ("edge.tally",),
-    "stages": ("edge.detect", "edge.pipeline"),
+    "stages": ("edge.detect", "edge.drift_watch", "edge.pipeline"),
     "application": (
         "edge.bench",
         "edge.calibrate",
         "edge.daemon",
+        "edge.drift_replay",
         "edge.judges",
         "edge.loading",
         "edge.replay",

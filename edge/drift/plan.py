@@ -59,7 +59,7 @@ PLANS: Final[Mapping[str, Plan]] = {
     "feature_mean": Plan("", "ewma", "retrain", least=1e-6, share=0.005),
     "feature_spread": Plan("", "ewma", "retrain", least=1e-6, share=0.005),
     "feature_distance": Plan("sigmas", "cusum", "retrain", least=0.05, side="up"),
-    "ae_error": Plan("", "page_hinkley", "retrain", least=1e-9, share=0.005, side="up"),
+    "ae_error": Plan("", "page_hinkley", "retrain", least=1e-9, share=0.005),  # blurred frames are easier to paint
 }
 
 

@@ -151,7 +151,10 @@ _WORDS: Final = {
     "feature_mean": ("the features are weaker", "the features are stronger"),
     "feature_spread": ("the features vary less", "the features vary more"),
     "feature_distance": ("the features are nearer to the baseline", "the features are other than on the baseline"),
-    "ae_error": ("frames are reconstructed better", "frames look less like good ones of this product"),
+    "ae_error": (
+        "frames are simpler than good ones of this product",
+        "frames look less like good ones of this product",
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.boxes import Float
-from edge.drift.settings import Autoencoder, Features
+from edge.drift.settings import Features
 from edge.gate import LEAST_SHARPNESS
 from edge.preprocess import Image, to_channels
 from edge.records import Detections, Inspection
@@ -167,28 +167,6 @@ def _cells(features: Float) -> Float:
     flat = features.reshape(features.shape[1], -1)  # (C, h * w)
     step = max(1, flat.shape[1] // CELLS)
     return np.ascontiguousarray(flat[:, :: step | 1])  # an odd step: an even one would see the same columns in each row
-
-
-def ae_input(image: Image, spec: Autoencoder) -> Float:
-    """The autoencoder's input, (1, C, H, W) float32.
-
-    >>> ae_input(np.full((40, 60), 255, np.uint8), Autoencoder(width=16, height=16)).shape
-    (1, 1, 16, 16)
-    """
-    small = cv2.resize(to_channels(image, spec.channels), (spec.width, spec.height), interpolation=cv2.INTER_AREA)
-    planes = small[None] if spec.channels == 1 else small.transpose(2, 0, 1)
-    return np.asarray((planes[None] - np.float32(spec.mean)) * np.float32(spec.scale), np.float32)
-
-
-def ae_error(tensor: Float, restored: Float) -> float:
-    """Mean square of input minus output; higher is less like the good frames.
-
-    >>> ae_error(np.zeros((1, 1, 4, 4), np.float32), np.full((1, 1, 4, 4), 0.5, np.float32))
-    0.25
-    """
-    if tensor.shape != restored.shape:
-        raise ValueError(f"the autoencoder was given {tensor.shape} and answered with {restored.shape}")
-    return float(np.square(tensor - restored, dtype=np.float32).mean())
 
 
 def is_constant(values: Mapping[str, float]) -> bool:

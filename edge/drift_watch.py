@@ -1,0 +1,40 @@
+"""A camera's drift monitor together with the autoencoder that it asks now and then."""
+
+from __future__ import annotations
+
+from edge.detect import Predictor
+from edge.drift import reconstruct
+from edge.drift.monitor import DriftMonitor
+from edge.drift.report import Event
+from edge.records import Inspection
+
+
+class DriftWatch:
+    """Watches one camera's frames, after their verdict. Made and used in one thread, as its predictor is.
+
+    Args:
+        monitor: of the camera.
+        autoencoder: of the product, where its bundle has one.
+        every: it looks at each so-many-th frame.
+    """
+
+    def __init__(self, monitor: DriftMonitor, autoencoder: Predictor | None, every: int) -> None:
+        self.monitor = monitor
+        self._autoencoder = autoencoder
+        self._every = every
+
+    def look(self, inspection: Inspection) -> list[Event]:
+        """Take one frame; what is new.
+
+        Raises:
+            PredictorError: the autoencoder failed, or answered with what is no number.
+        """
+        error = self._error(inspection) if inspection.gate.passed and self.monitor.wants_ae(self._every) else None
+        return self.monitor.update(inspection, inspection.features, error)
+
+    def _error(self, inspection: Inspection) -> float | None:
+        settings = self.monitor.settings
+        if self._autoencoder is None or settings is None or settings.autoencoder is None:
+            return None
+        tensor = reconstruct.prepare(inspection.frame.image, settings.autoencoder)
+        return reconstruct.error(tensor, self._autoencoder.run(tensor)[0])
