@@ -34,7 +34,11 @@ STEPS = {
     "latency": ("latency", "time models against each other"),
     "mine": ("mine", "pick images worth labelling and label them beforehand"),
     "label_server": ("label_server", "serve a model to a labelling tool over HTTP"),
+    "gate": ("gate", "train the gate's classifier over several products, test it on each left out"),
     "build": ("build", "all that lies between a checkpoint and a bundle, in one command"),
+    "judges": ("judges", "add gate classifier, anomaly model and drift autoencoder to a bundle"),
+    "drift_search": ("drift_search", "find the drift autoencoder's shape by what it tells apart and its .nb latency"),
+    "drift": ("drift", "train the drift autoencoder, and measure the baselines of all drift signals"),
     "make_bundle": ("make_bundle", "put models, recipe, golden samples, passport and card together"),
 }
 
