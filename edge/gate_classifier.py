@@ -11,7 +11,7 @@ measured by `python -m tools gate`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Protocol
 
@@ -39,6 +39,7 @@ COARSE = 8  # places are compared on a copy that is so much smaller
 FLOOR = 4.0  # grey levels added to a tile's deviation: the noise of an empty one is not blown up to a structure
 SPREAD = 3.0  # deviations that stand for 1
 CLIP = 1.5
+MOST_ODDS = 12.0  # log-odds of the highest limit that is fitted
 
 # Upper left corners of the tiles in the mosaic, row by row around the thumbnail.
 CELLS = tuple((y, x) for y in range(0, SIDE, TILE) for x in range(0, SIDE, TILE) if y >= THUMBNAIL or x >= THUMBNAIL)
@@ -206,21 +207,7 @@ class GateClassifier:
         """
         if not undecided(cheap, self._recipe):
             return cheap
-        probabilities = self.probabilities(image)
-        worst = self._worst(probabilities)
-        if not cheap.passed:
-            return _named(cheap, probabilities, worst)
-        if worst is None:
-            return replace(cheap, probabilities=probabilities)
-        return replace(
-            cheap,
-            passed=False,
-            cause=worst,
-            measured=against_ok(probabilities, worst.value),
-            limit=self._limits[worst.value],
-            advice=ADVICE[worst],
-            probabilities=probabilities,
-        )
+        return judged(cheap, self.probabilities(image), self._limits)
 
     def probabilities(self, image: Image) -> dict[str, float]:
         """Of a good frame (`ok`) and of each cause; their sum is 1.
@@ -238,10 +225,37 @@ class GateClassifier:
             )
         return dict(zip(names, softmax(outputs[0].reshape(-1), self._settings.temperature), strict=True))
 
-    def _worst(self, probabilities: Mapping[str, float]) -> Cause | None:
-        """The most probable cause of those over their limits."""
-        over = [c for c in CLASSIFIED if against_ok(probabilities, c) > self._limits[c]]
-        return Cause(max(over, key=lambda c: probabilities[c])) if over else None
+
+def judged(cheap: GateResult, probabilities: Mapping[str, float], limits: Mapping[str, float]) -> GateResult:
+    """The judgement of the cheap measures and the classifier together.
+
+    A frame that passed is refused for the most probable of the causes over their limits. One that was refused for its
+    low sharpness stays refused, and gets the cause of it where one is probable.
+
+    Args:
+        probabilities: of `ok` and of each cause. limits: of each cause, against a good frame (see `against_ok`).
+
+    >>> cheap = GateResult(True, None, sharpness=80.0, brightness=120.0, saturated=0.0)
+    >>> probable = {**dict.fromkeys(OUTPUTS, 0.0), "ok": 0.2, "defocus": 0.7, "motion": 0.1}
+    >>> result = judged(cheap, probable, dict.fromkeys(CLASSIFIED, 0.5))
+    >>> result.cause.value, round(result.measured, 3), result.limit
+    ('defocus', 0.778, 0.5)
+    """
+    over = [c for c in CLASSIFIED if against_ok(probabilities, c) > limits[c]]
+    worst = Cause(max(over, key=lambda c: probabilities[c])) if over else None
+    if not cheap.passed:
+        return _named(cheap, probabilities, worst)
+    if worst is None:
+        return replace(cheap, probabilities=probabilities)
+    return replace(
+        cheap,
+        passed=False,
+        cause=worst,
+        measured=against_ok(probabilities, worst.value),
+        limit=limits[worst.value],
+        advice=ADVICE[worst],
+        probabilities=probabilities,
+    )
 
 
 def softmax(logits: Float, temperature: float = 1.0) -> list[float]:
@@ -281,3 +295,40 @@ def _named(refused: GateResult, probabilities: Mapping[str, float], worst: Cause
         if probabilities[worst.value] <= probabilities[OK]:
             return replace(refused, probabilities=probabilities)
     return replace(refused, cause=worst, advice=ADVICE[worst], probabilities=probabilities)
+
+
+def fit_limits(
+    good: Sequence[Mapping[str, float]], settings: GateClassifierSettings, refuse_share: float
+) -> dict[str, float]:
+    """Limits of each cause that refuse about `refuse_share` of frames like these good ones, all causes together.
+
+    As with the cheap limits, a limit lies twice as far from the median as the quantile does, on the scale of log-odds.
+    None is below the bundle's own: a product that looks good to the classifier is not to be held to a tighter limit
+    than the one for which its causes were trained.
+
+    Args:
+        good: probabilities of frames known to be good; at least 2.
+
+    >>> settings = GateClassifierSettings(limits=dict.fromkeys(CLASSIFIED, 0.5))
+    >>> good = [{**dict.fromkeys(OUTPUTS, 0.01), "ok": 0.9, "defocus": p} for p in (0.6, 0.9)]
+    >>> fit_limits(good, settings, 0.0)["defocus"], fit_limits(good, settings, 0.0)["motion"]
+    (0.55051, 0.5)
+    """
+    if len(good) < 2:
+        raise ValueError(f"limits want at least 2 good frames, got {len(good)}")
+    limits = {}
+    for cause in CLASSIFIED:
+        odds = np.array([log_odds(against_ok(p, cause)) for p in good])
+        edge = float(np.quantile(odds, 1 - refuse_share / len(CLASSIFIED)))
+        share = 1 / (1 + math.exp(-min(MOST_ODDS, 2 * edge - float(np.median(odds)))))
+        limits[cause] = max(settings.limits[cause], round(share, 6))
+    return limits
+
+
+def log_odds(share: float) -> float:
+    """Logarithm of the odds of a share in [0, 1], within -20 to 20.
+
+    >>> log_odds(0.5), log_odds(1.0)
+    (0.0, 20.0)
+    """
+    return min(20.0, max(-20.0, math.log(max(share, 1e-12)) - math.log(max(1 - share, 1e-12))))

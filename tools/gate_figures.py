@@ -1,0 +1,201 @@
+"""Figures of the gate on a product: ranking of blur, refused good frames, confusion of causes; and their plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge import gate
+from edge.gate_classifier import OUTPUTS, GateClassifierSettings, fit_limits, judged, softmax
+from edge.recipe import CLASSIFIED, GateRecipe
+from edge.records import GateResult
+from tools.gate_data import Example
+from tools.gate_limits import Limits
+from tools.plots import figure
+from tools.verdicts import Rate
+
+BLURS = ("motion", "defocus")
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+PASSED = "passed"
+NAMED = (PASSED, *CLASSIFIED, "blur")  # columns of the confusion
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the gate is judged by on one product: (N,) examples, their probabilities, the groups that calibrate it.
+
+    Attributes:
+        probabilities: of `OUTPUTS`, by example. calibrates: (N,) bool, of good frames that set the thresholds.
+    """
+
+    examples: Sequence[Example]
+    probabilities: Sequence[Mapping[str, float]]
+    calibrates: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) `ok`, a cause, or `between`."""
+        return np.array([example.label for example in self.examples])
+
+    @property
+    def captured(self) -> np.ndarray:
+        """(N,) bool: as the camera delivered it."""
+        return np.array([x.label == "ok" and not x.retaken for x in self.examples])
+
+
+def probabilities_of(logits: np.ndarray, temperature: float = 1.0) -> list[dict[str, float]]:
+    """Outputs (N, outputs) as the device reads them."""
+    return [dict(zip(OUTPUTS, softmax(row, temperature), strict=True)) for row in logits]
+
+
+def auroc(bad: np.ndarray, good: np.ndarray) -> float:
+    """The chance that a bad one scores higher than a good one, ties half; 0.5 is guessing (Hanley and McNeil, 1982).
+
+    >>> auroc(np.array([3.0, 2.0]), np.array([1.0, 2.0]))
+    0.875
+    """
+    ordered = np.sort(good)
+    below = np.searchsorted(ordered, bad, "left") + np.searchsorted(ordered, bad, "right")
+    return float(below.mean() / (2 * len(good)))
+
+
+def roc(bad: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of good and of bad that are refused at each threshold, both growing from 0 to 1."""
+    thresholds = np.sort(np.unique(np.concatenate([bad, good])))[::-1]
+    of = [[float((x >= t).mean()) for t in thresholds] for x in (good, bad)]
+    return np.array([0.0, *of[0]]), np.array([0.0, *of[1]])
+
+
+def spoilt_score(probabilities: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """How surely something is wrong with a frame, (N,): the log-odds of its not being ok."""
+    p = np.array([1 - x["ok"] for x in probabilities]).clip(1e-9, 1 - 1e-9)
+    return np.log(p / (1 - p))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Thresholds that `edge calibrate gate` fits: cheap ones, and the classifier's."""
+
+    recipe: GateRecipe
+    limits: dict[str, float]
+
+
+def calibrate(tested: Tested, settings: GateClassifierSettings, refuse: float) -> Fitted:
+    """Thresholds from the good frames, as captured, that are there for it."""
+    some = np.flatnonzero(tested.calibrates & tested.captured)
+    recipe = gate.propose([tested.examples[i].measures for i in some], WHOLE, refuse)
+    return Fitted(recipe, fit_limits([tested.probabilities[i] for i in some], settings, refuse))
+
+
+def judge_all(tested: Tested, fitted: Fitted, classifier: bool = True) -> list[GateResult]:
+    """The gate's result on each example, by its own functions, with the classifier always or never."""
+    results = []
+    for example, probabilities in zip(tested.examples, tested.probabilities, strict=True):
+        cheap = gate.judge(example.measures, fitted.recipe)
+        looks = classifier and (cheap.passed or (cheap.cause is not None and cheap.cause.value == "blur"))
+        results.append(judged(cheap, probabilities, fitted.limits) if looks else cheap)
+    return results
+
+
+def figures(tested: Tested, settings: GateClassifierSettings, refuse: float) -> dict[str, Any]:
+    """All figures of one product."""
+    fitted = calibrate(tested, settings, refuse)
+    labels, score = tested.labels, spoilt_score(tested.probabilities)
+    cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in tested.examples])
+    good, blurred = labels == "ok", np.isin(labels, BLURS)
+    results, alone = judge_all(tested, fitted), judge_all(tested, fitted, classifier=False)
+    return {
+        "auroc_blur": {
+            "classifier": auroc(score[blurred], score[good]),
+            "classifier_against_as_captured": auroc(score[blurred], score[tested.captured]),
+            "sharpness_alone": auroc(cheap[blurred], cheap[good]),
+            "n_bad": int(blurred.sum()),
+            "n_good": int(good.sum()),
+            **{cause: auroc(score[labels == cause], score[good]) for cause in CLASSIFIED},
+        },
+        "good_refused": {
+            "as_captured": _refused(results, tested.captured & ~tested.calibrates),
+            "all_good": _refused(results, good & ~tested.calibrates),
+            "sharpness_alone_as_captured": _refused(alone, tested.captured & ~tested.calibrates),
+        },
+        "bad_refused": {cause: _refused(results, labels == cause) for cause in CLASSIFIED},
+        "bad_refused_cheap_alone": {cause: _refused(alone, labels == cause) for cause in CLASSIFIED},
+        "between_refused": _refused(results, labels == "between"),
+        "confusion": confusion(labels, results),
+        "limits": fitted.limits,
+        "recipe": {
+            name: getattr(fitted.recipe, name) for name in ("sharpness_min", "brightness_min", "brightness_max")
+        },
+        "n_calibrating": int((tested.calibrates & tested.captured).sum()),
+    }
+
+
+def _refused(results: Sequence[GateResult], which: np.ndarray) -> dict[str, Any]:
+    chosen = [results[i] for i in np.flatnonzero(which)]
+    return Rate(sum(not r.passed for r in chosen), len(chosen)).as_dict()
+
+
+def confusion(labels: np.ndarray, results: Sequence[GateResult]) -> list[list[int]]:
+    """Counts: a row for each of `OUTPUTS`, a column for each of `NAMED`."""
+    table = np.zeros((len(OUTPUTS), len(NAMED)), int)
+    for label, result in zip(labels, results, strict=True):
+        if label in OUTPUTS:
+            named = PASSED if result.cause is None else result.cause.value
+            table[OUTPUTS.index(label), NAMED.index(named)] += 1
+    return [[int(v) for v in row] for row in table]
+
+
+def plot_roc(path: Path, by_product: Mapping[str, Tested]) -> None:
+    """Blur that costs recall against good frames, for each product left out: classifier, and sharpness alone."""
+    with figure(
+        path, "Blur that costs a tenth of the recall, on products left out of training", ncols=2, figsize=(10, 4.4)
+    ) as axes:
+        for name, tested in by_product.items():
+            labels, score = tested.labels, spoilt_score(tested.probabilities)
+            cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in tested.examples])
+            good, bad = labels == "ok", np.isin(labels, BLURS)
+            for each, s in zip(axes, (score, cheap), strict=True):
+                x, y = roc(s[bad], s[good])
+                each.plot(np.maximum(x, 1e-4), y, label=f"{name} {auroc(s[bad], s[good]):.4f}")
+        for each, title in zip(axes, ("classifier", "variance of the Laplacian alone"), strict=True):
+            each.set_xscale("log")
+            each.axvline(0.005, color="grey", lw=0.8, ls=":")
+            each.set_title(title)
+            each.set_xlabel("good frames refused")
+            each.set_ylabel("blurred frames refused")
+            each.legend(title="AUROC", loc="lower right")
+
+
+def plot_confusion(path: Path, tables: Mapping[str, Sequence[Sequence[int]]]) -> None:
+    """Causes: what was wrong by row, what the gate said by column, in shares of the row."""
+    with figure(path, "Causes, on products left out of training (shares of each row)", ncols=len(tables),
+                squeeze=False, figsize=(4.6 * len(tables), 4.4)) as axes:  # fmt: skip
+        for each, (name, table) in zip(axes[0], tables.items(), strict=True):
+            counts = np.array(table, float)
+            shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+            each.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            for (i, j), share in np.ndenumerate(shares):
+                if share >= 0.005:
+                    each.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=6,
+                              color="white" if share > 0.6 else "black")  # fmt: skip
+            each.set_title(name)
+            each.set_xticks(range(len(NAMED)), NAMED, rotation=60, ha="right", fontsize=7)
+            each.set_yticks(range(len(OUTPUTS)), OUTPUTS, fontsize=7)
+            each.grid(False)
+
+
+def plot_limits(path: Path, by_product: Mapping[str, Mapping[str, Limits]]) -> None:
+    """What each level of a fault costs each product."""
+    with figure(path, "What a fault costs: share of the recall lost", ncols=3, nrows=2, figsize=(11, 6.2)) as axes:
+        for each, cause in zip(axes.flat, CLASSIFIED, strict=True):
+            for name, limits in by_product.items():
+                levels, lost = zip(*limits[cause].curve, strict=True)
+                each.plot(levels, lost, marker=".", label=f"{name}: {limits[cause].harmful:.3g}")
+            each.axhline(0.1, color="grey", lw=0.8, ls=":")
+            each.set_ylim(-0.05, 0.6)
+            each.set_title(cause)
+            each.legend(title="a tenth is lost at", fontsize=7)
