@@ -2,50 +2,142 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
+import msgspec
+import numpy as np
+
+from edge import gate, gate_classifier, loading
+from edge.bundle import manifest as manifests
 from edge.capture.folder import find_images, read_image
-from edge.errors import CaptureError, ImageError, UsageError
-from edge.gate import Measures, measure, propose
-from edge.preprocess import check_image
+from edge.capture.optics import defocus_kernel
+from edge.config import Runtime
+from edge.errors import BundleError, CaptureError, ImageError, UsageError
+from edge.gate import Measures
+from edge.gate_classifier import GateClassifier, GateClassifierSettings
+from edge.preprocess import Image, check_image, to_channels
 from edge.recipe import GateRecipe
 
 LEAST_FRAMES = 20
+# Radius of the disc of confusion that costs a detector of fine defects a tenth of its recall.
+HARMFUL_DEFOCUS_PX = 2.0
 
 Roi = tuple[float, float, float, float]
 
 
-def measure_folder(folder: Path, roi: Roi) -> tuple[list[Measures], list[str]]:
+@dataclass
+class Good:
+    """What was measured on good frames, in their order.
+
+    Attributes:
+        measures: of each frame. defocused: of the same frame out of focus; empty without a classifier.
+        probabilities: by the classifier, of each frame; empty without one.
+        unusable: a sentence about each file that was left out.
+    """
+
+    measures: list[Measures] = field(default_factory=list)
+    defocused: list[Measures] = field(default_factory=list)
+    probabilities: list[Mapping[str, float]] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A gate for a line, and what it would do to the frames that it was made from.
+
+    Attributes:
+        recipe: the proposal. good: what it rests on.
+        refused: how many of the good frames it refuses. looked_at: how many the classifier looks at.
+    """
+
+    recipe: GateRecipe
+    good: Good
+    refused: int
+    looked_at: int
+
+
+def open_classifier(bundle: Path, roi: Roi) -> tuple[GateClassifier, GateClassifierSettings]:
+    """The classifier of a bundle, and its settings.
+
+    Raises:
+        BundleError: the bundle cannot be used here, or has none.
+        PredictorError: it cannot be loaded or run here.
+    """
+    manifest = manifests.read(bundle)
+    if "gate" not in manifest.judges:
+        raise BundleError(
+            f"the bundle {bundle} has no classifier for the gate: calibrate without --bundle, or build one into it"
+        )
+    path = bundle / manifest.judges["gate"].settings
+    settings = gate_classifier.read_settings(path.read_bytes(), str(path))
+    predictor = loading.open_judge(bundle, manifest, "gate", Runtime())
+    return GateClassifier(predictor, settings, GateRecipe(roi=roi)), settings
+
+
+def measure_folder(folder: Path, roi: Roi, classifier: GateClassifier | None = None) -> Good:
     """Measures of every usable image, and a sentence about each that is not.
 
     Raises:
         CaptureError: the folder does not exist or holds no image.
+        PredictorError: the classifier failed.
     """
-    measures, unusable = [], []
+    good = Good()
     for path in find_images(folder):
         try:
             image = read_image(path)
             check_image(image)
         except (CaptureError, ImageError) as error:
-            unusable.append(f"{path.name}: {error}")
+            good.unusable.append(f"{path.name}: {error}")
             continue
-        measures.append(measure(image, roi))
-    return measures, unusable
+        good.measures.append(gate.measure(image, roi))
+        if classifier is not None:
+            good.defocused.append(gate.measure(_defocused(image), roi))
+            good.probabilities.append(classifier.probabilities(image))
+    return good
 
 
-def calibrate_gate(folder: Path, roi: Roi, refuse_share: float) -> tuple[GateRecipe, list[Measures], list[str]]:
-    """The proposed gate, the measures it rests on, and the files left out.
+def _defocused(image: Image) -> Image:
+    return np.asarray(cv2.filter2D(to_channels(image, 1), -1, defocus_kernel(HARMFUL_DEFOCUS_PX)), np.uint8)
+
+
+def calibrate_gate(folder: Path, roi: Roi, refuse_share: float, bundle: Path | None = None) -> Proposal:
+    """The proposed gate.
 
     Args:
         refuse_share: share of good frames that may be refused, in [0, 0.5).
+        bundle: its classifier gets limits too, and the range within which it need not look.
 
     Raises:
         UsageError: too few usable frames to propose anything.
+        BundleError, PredictorError: the bundle has no classifier, or it cannot be used here.
     """
-    measures, unusable = measure_folder(folder, roi)
-    if len(measures) < LEAST_FRAMES:
+    classifier, settings = open_classifier(bundle, roi) if bundle is not None else (None, None)
+    good = measure_folder(folder, roi, classifier)
+    if len(good.measures) < LEAST_FRAMES:
         raise UsageError(
-            f"{folder} holds {len(measures)} usable images and a proposal wants at least {LEAST_FRAMES} good frames: "
-            "record more of them over a whole shift"
+            f"{folder} holds {len(good.measures)} usable images and a proposal wants at least {LEAST_FRAMES} good "
+            "frames: record more of them over a whole shift"
         )
-    return propose(measures, roi, refuse_share), measures, unusable
+    recipe = gate.propose(good.measures, roi, refuse_share)
+    if settings is None:
+        refused = sum(not gate.judge(m, recipe).passed for m in good.measures)
+        return Proposal(recipe, good, refused, 0)
+    limits = gate_classifier.fit_limits(good.probabilities, settings, refuse_share)
+    own = {cause: limit for cause, limit in limits.items() if limit != settings.limits[cause]}
+    recipe = gate.propose_sure(good.measures, good.defocused, recipe)
+    return _tried(msgspec.structs.replace(recipe, classifier_limit=own), good, limits)
+
+
+def _tried(recipe: GateRecipe, good: Good, limits: Mapping[str, float]) -> Proposal:
+    """The proposal with what cheap measures and classifier together do to the frames that it was made from."""
+    refused = looked_at = 0
+    for measures, probabilities in zip(good.measures, good.probabilities, strict=True):
+        result = gate.judge(measures, recipe)
+        if gate.undecided(result, recipe):
+            looked_at += 1
+            result = gate_classifier.judged(result, probabilities, limits)
+        refused += not result.passed
+    return Proposal(recipe, good, refused, looked_at)

@@ -195,23 +195,28 @@ def _add_calibrate(commands: Commands[argparse.ArgumentParser]) -> None:
     gate.add_argument("--roi", type=float, nargs=4, default=(0.0, 0.0, 1.0, 1.0), metavar=("X", "Y", "W", "H"),
                       help="region of interest as shares of the frame")  # fmt: skip
     gate.add_argument("--refuse", type=float, default=0.005, help="share of good frames that may be refused")
+    gate.add_argument("--bundle", type=Path, help="fit the limits of this bundle's classifier too")
     gate.set_defaults(command=_calibrate_gate)
 
 
 def _calibrate_gate(options: argparse.Namespace) -> int:
-    from edge import calibrate, settings
+    from edge import calibrate, recipe
 
     x, y, width, height = options.roi
     if not (0 <= x < 1 and 0 <= y < 1 and width > 0 and height > 0 and max(x + width, y + height) <= 1 + 1e-6):
         raise UsageError(f"--roi {x} {y} {width} {height} does not lie within the frame: use shares from 0 to 1")
     if not 0 <= options.refuse < 0.5:
         raise UsageError(f"--refuse {options.refuse} is not a share in [0, 0.5)")
-    proposal, measures, unusable = calibrate.calibrate_gate(options.folder, (x, y, width, height), options.refuse)
-    for sentence in unusable:
+    proposal = calibrate.calibrate_gate(options.folder, (x, y, width, height), options.refuse, options.bundle)
+    good = proposal.good
+    for sentence in good.unusable:
         print(f"left out: {sentence}", file=sys.stderr)
-    sharpness = sorted(m.sharpness for m in measures)
-    print(f"# from {len(measures)} good frames; sharpness {sharpness[0]:.0f} to {sharpness[-1]:.0f}")
-    print(f"[gate]\n{settings.to_toml(proposal)}", end="")
+    sharpness, n = sorted(m.sharpness for m in good.measures), len(good.measures)
+    print(f"# from {n} good frames; sharpness {sharpness[0]:.0f} to {sharpness[-1]:.0f}")
+    print(f"# refuses {proposal.refused} of them ({100 * proposal.refused / n:.1f} %)")
+    if good.probabilities:
+        print(f"# the classifier looks at {proposal.looked_at} of them ({100 * proposal.looked_at / n:.1f} %)")
+    print(recipe.dump_gate(proposal.recipe), end="")
     return OK
 
 

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import cv2
+import msgspec
 import numpy as np
 
 from edge.preprocess import Image, to_channels
@@ -34,6 +35,9 @@ LEAST_SHARPNESS = 0.01
 # A frame whose grey levels are all alike was not taken of a part, whatever the recipe checks: even a picture of a wall
 # has the sensor's noise. All black or all white says which way the light went.
 BLACK, WHITE = 2.0, 253.0
+
+# Of good frames, the share at each end of a measure that is left to the classifier.
+UNSURE = 0.025
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,30 @@ def propose(good: list[Measures], roi: tuple[float, float, float, float], refuse
         brightness_max=min(255.0, -_down(-_limit(brightness, 1 - refuse_share))),
         saturated_max=min(1.0, round(_limit(saturated, 1 - refuse_share) + 0.001, 4)),
         roi=roi,
+    )
+
+
+def propose_sure(good: list[Measures], defocused: list[Measures], recipe: GateRecipe) -> GateRecipe:
+    """The recipe with limits within which a frame passes without the classifier.
+
+    Sharp for sure is what hardly any of these frames would be if it were out of focus. Where sharpness varies much from
+    part to part that is few frames or none, and the classifier looks at most: no cheap measure could tell them apart.
+
+    Args:
+        good: measures of good frames. defocused: of the same frames, made so blurred that it would cost defects.
+
+    >>> good = [Measures(1000.0 + i, 120.0, 0.0) for i in range(5)]
+    >>> proposal = propose_sure(good, [Measures(90.0 + i, 120.0, 0.0) for i in range(5)], GateRecipe())
+    >>> proposal.sure_sharpness, proposal.sure_brightness_min, proposal.sure_brightness_max
+    (93.9, 120.0, 120.0)
+    """
+    brightness = [m.brightness for m in good]
+    return msgspec.structs.replace(
+        recipe,
+        sure_sharpness=math.ceil(10 * float(np.quantile([m.sharpness for m in defocused], 1 - UNSURE))) / 10,
+        sure_brightness_min=max(0.0, _down(float(np.quantile(brightness, UNSURE)))),
+        sure_brightness_max=min(255.0, -_down(-float(np.quantile(brightness, 1 - UNSURE)))),
+        sure_saturated=min(1.0, round(float(np.quantile([m.saturated for m in good], 1 - UNSURE)) + 0.001, 4)),
     )
 
 

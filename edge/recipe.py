@@ -58,6 +58,7 @@ class DriftRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
     """How the stream of frames is watched for slow change; it never changes a verdict."""
 
     use: bool = True
+    baseline: Literal["bundle", "line"] = "bundle"  # line: learned anew from the first good frames of each camera
     every: Annotated[int, Meta(ge=1, le=100_000)] = 10  # the autoencoder looks at each so many-th frame of a camera
 
 
@@ -138,3 +139,20 @@ def dump(recipe: Recipe) -> str:
     name = "pcb"
     """
     return settings.to_toml(recipe)
+
+
+class _GateAlone(msgspec.Struct):
+    gate: GateRecipe
+
+
+def dump_gate(gate: GateRecipe) -> str:
+    """The recipe's gate alone as TOML text, to paste.
+
+    >>> print(dump_gate(GateRecipe(classifier_limit={"motion": 0.9})))  # doctest: +ELLIPSIS
+    [gate]
+    ...
+    [gate.classifier_limit]
+    motion = 0.9
+    <BLANKLINE>
+    """
+    return settings.to_toml(_GateAlone(gate))

@@ -23,8 +23,10 @@ def boards(tmp_path_factory):
 
 
 def test_the_proposal_passes_other_good_boards_and_refuses_blurred_ones(boards):
-    recipe, measures, unusable = calibrate_gate(boards, WHOLE, 0.005)
-    assert len(measures) == 24 and len(unusable) == 1 and "broken.png" in unusable[0]
+    proposal = calibrate_gate(boards, WHOLE, 0.005)
+    recipe, good = proposal.recipe, proposal.good
+    assert len(good.measures) == 24 and len(good.unusable) == 1 and "broken.png" in good.unusable[0]
+    assert (proposal.refused, proposal.looked_at) == (0, 0)
     others = drawn_boards(20, seed=99)
     assert sum(not check(image, recipe).passed for image in others) <= 1
     blurred = [np.asarray(cv2.GaussianBlur(image, (0, 0), 3), np.uint8) for image in others]

@@ -12,6 +12,7 @@ of its contrast against its surroundings is left. Where a product has both, the 
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +130,17 @@ def by_detector(product: Product, frames: int, seed: int) -> dict[str, Limits]:
 
 
 def shipped(bundle: Path) -> Path:
-    """The bundle's detector for ONNX Runtime, which is the quickest here and agrees with the others."""
-    for artifact in manifests.read(bundle).artifacts:
-        if artifact.runtime == "onnxruntime":
-            return bundle / artifact.file
-    raise ToolError(f"{bundle}: has no detector for ONNX Runtime")
+    """The bundle's detector as this machine would run it: INT8 where it has that, else ONNX.
+
+    Raises:
+        ToolError: it has neither.
+    """
+    artifacts = manifests.read(bundle).artifacts
+    for precision, arch in (("int8", platform.machine()), ("fp32", "any")):
+        for artifact in artifacts:
+            if (artifact.precision, artifact.arch) == (precision, arch):
+                return bundle / artifact.file
+    raise ToolError(f"{bundle}: has no detector for this machine ({platform.machine()})")
 
 
 def by_specks(product: Product, frames: int, seed: int) -> dict[str, Limits]:
