@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -57,30 +57,31 @@ FASTEST = 0.2
 TRAIN_TIMEOUT_S = 3600.0
 
 Choice = dict[str, Any]
+Space = Mapping[str, tuple[Any, ...]]
 
 
-def draw(rng: np.random.Generator) -> Choice:
+def draw(rng: np.random.Generator, space: Space = SPACE) -> Choice:
     """A network drawn at random from the space."""
-    return {name: values[int(rng.integers(len(values)))] for name, values in SPACE.items()}
+    return {name: values[int(rng.integers(len(values)))] for name, values in space.items()}
 
 
-def vary(choice: Choice, rng: np.random.Generator) -> Choice:
+def vary(choice: Choice, rng: np.random.Generator, space: Space = SPACE) -> Choice:
     """The network with one field moved by one step.
 
     >>> base = {name: values[0] for name, values in SPACE.items()}
     >>> sum(base[k] != v for k, v in vary(base, np.random.default_rng(0)).items())
     1
     """
-    name = str(rng.choice(sorted(SPACE)))
-    values = SPACE[name]
+    name = str(rng.choice(sorted(space)))
+    values = space[name]
     at = values.index(choice[name])
     steps = [k for k in (at - 1, at + 1) if 0 <= k < len(values)]
     return {**choice, name: values[steps[int(rng.integers(len(steps)))]]}
 
 
-def title(choice: Choice) -> str:
+def title(choice: Choice, space: Space = SPACE) -> str:
     """A network's name: its fields in the order of the space."""
-    return "-".join(f"{choice[name]:g}" for name in SPACE)
+    return "-".join(f"{choice[name]:g}" for name in space)
 
 
 def build(config: NetworkConfig, spec: InputSpec, folder: Path) -> dict[str, Path]:
@@ -180,16 +181,16 @@ def score(choice: Choice, data: Path, folder: Path, args: argparse.Namespace) ->
     return {"ap33": validation["ap33_pooled"], "map50": validation["map50"], "steps": results["steps"]}
 
 
-def front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that no other beats in both time and accuracy, fastest first.
+def front(rows: Sequence[dict[str, Any]], by: str = "ap33") -> list[dict[str, Any]]:
+    """The rows that no other beats in both time and accuracy (the field `by`), fastest first.
 
     >>> rows = [{"int8_ms": 2, "ap33": 0.5}, {"int8_ms": 1, "ap33": 0.6}, {"int8_ms": 3, "ap33": 1}]
     >>> [row["ap33"] for row in front(rows)]
     [0.6, 1]
     """
     best: list[dict[str, Any]] = []
-    for row in sorted(rows, key=lambda r: (r["int8_ms"], -r["ap33"])):
-        if not best or row["ap33"] > best[-1]["ap33"]:
+    for row in sorted(rows, key=lambda r: (r["int8_ms"], -r[by])):
+        if not best or row[by] > best[-1][by]:
             best.append(row)
     return best
 
