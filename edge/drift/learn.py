@@ -38,6 +38,9 @@ class Learning:
 class Learner:
     """Collects good frames' signals until they make a baseline.
 
+    Attributes:
+        only: just these signals are learned, of frames that have them all; empty: whatever is measured.
+
     >>> learner = Learner(Learning(frames=12), ("open",), 0.3)
     >>> for k in range(12):
     ...     learner.add({"brightness": 100 + k % 3}, None)
@@ -48,16 +51,19 @@ class Learner:
     how: Learning
     classes: Sequence[str]
     least_confidence: float
+    only: Sequence[str] = ()
     rows: list[Mapping[str, float]] = field(default_factory=list)
     means: list[plan.Means] = field(default_factory=list)
 
     def add(self, values: Mapping[str, float], features: Float | None) -> None:
         """Take a good frame's signals, and its features (1, C, h, w) where there are any."""
-        if not all(math.isfinite(value) for value in values.values()):
+        wanted = {name: values[name] for name in self.only if name in values} if self.only else dict(values)
+        if len(wanted) < len(self.only) or not all(math.isfinite(value) for value in wanted.values()):
             return
-        self.rows.append(dict(values))
-        if features is not None and np.isfinite(means := signals.channel_means(features)).all():
-            self.means.append(means)
+        self.rows.append(wanted)
+        if features is not None and not self.only:
+            means = signals.channel_means(features)
+            self.means += [means] if np.isfinite(means).all() else []
 
     @property
     def done(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from edge.drift import settings, signals
 from edge.drift.detectors import Outcome
 from edge.drift.history import History
 from edge.drift.learn import Learner, Learning
+from edge.drift.plan import OF_THE_LINE
 from edge.drift.report import REMEDIES, DriftReport, Event, EventKind, Moved, summarise
 from edge.drift.settings import DriftSettings
 from edge.drift.watch import Watch
@@ -38,7 +40,8 @@ class DriftMonitor:
     """Watches one camera.
 
     A frame goes through `update`, which tells what is new. Without a baseline for the frames' resolution the monitor
-    says so, learns one from the first frames that the gate passes, and watches from then on.
+    says so, learns one from the first frames that the gate passes, and watches from then on. What the detector finds
+    depends on the line's own share of bad parts, so that is learned there in any case.
 
     Args:
         camera: its id.
@@ -90,10 +93,18 @@ class DriftMonitor:
         self._frames = 0
         watched = self._settings.signals if self._settings else {}
         self._watches = {name: Watch(name, how) for name, how in watched.items()}
-        self._history = History(tuple(self._watches))
-        self._learner = None if self._settings else Learner(self._learning, self._classes, self._least_confidence())
+        self._learner = self._new_learner()
+        self._history = History((*watched, *(self._learner.only if self._learner else ())))
         self._blind: set[str] = set()
         self.scores: Mapping[str, float] = {}
+
+    def _new_learner(self) -> Learner | None:
+        """Learns everything without a baseline, and with one what depends on the line's own bad parts."""
+        if self._settings is None:
+            return Learner(self._learning, self._classes, self._least_confidence())
+        lacking = [name for name in OF_THE_LINE if name not in self._settings.signals]
+        how = replace(self._learning, arl0=self._settings.arl0)
+        return Learner(how, self._classes, self._least_confidence(), lacking) if lacking else None
 
     def _least_confidence(self) -> float:
         return self._bundle.least_confidence if self._bundle else 0.3
@@ -128,11 +139,12 @@ class DriftMonitor:
         self._constant = constant
         self._frames += 1
         self.kept = ()
-        if self._learner is None:
-            return events + self._watch(frame, values)
-        if inspection.gate.passed and not constant:
+        if self._settings is not None:
+            events += self._watch(frame, values)
+        if self._learner is not None and inspection.gate.passed and not constant:
             self._learner.add(values, features)
-        return events + self._learned(frame)
+            events += self._learned(frame)
+        return events
 
     def _check_clock(self, frame: Frame) -> list[Event]:
         before, self._previous = self._previous, frame
@@ -174,11 +186,17 @@ class DriftMonitor:
         if not self._learner.done:
             return []
         learned = self._learner.settings(*self._size, f"learned from {self._camera}")
+        names = ", ".join(learned.signals)
         if len(self._known) >= MOST_SIZES:
             self._known = {(self._bundle.width, self._bundle.height): self._bundle} if self._bundle else {}
-        self._known[self._size] = learned
-        self._reset(self._size)
-        names = ", ".join(learned.signals)
+        if self._settings is None:
+            self._known[self._size] = learned
+            self._reset(self._size)
+        else:
+            signals = {**self._settings.signals, **learned.signals}
+            self._settings = self._known[self._size] = msgspec.structs.replace(self._settings, signals=signals)
+            self._watches |= {name: Watch(name, how) for name, how in learned.signals.items()}
+            self._learner = None
         return [self._event(EventKind.LEARNED, frame, f"a baseline was learned from {learned.frames} frames: {names}")]
 
     def _watch(self, frame: Frame, values: Mapping[str, float]) -> list[Event]:
@@ -250,7 +268,8 @@ class DriftMonitor:
             origin=self._settings.origin if self._settings else "",
             frames=self._frames,
             learned=len(learner.rows) if learner else 0,
-            wanted=self._learning.frames if learner else 0,
+            wanted=learner.how.frames if learner else 0,
+            learning=learner.only if learner else (),
             arl0=self._settings.arl0 if self._settings else self._learning.arl0,
             blind=sorted(self._blind),
             moved=[watch.moved for watch in self._watches.values() if watch.moved is not None],

@@ -19,6 +19,8 @@ ARL0: Final = 100_000.0  # frames between false alarms of a whole monitor: about
 ALLOWANCE: Final = 0.5
 EWMA_WEIGHT: Final = 0.1
 PSI_WINDOW: Final = 200
+# What the detector finds depends on how many bad parts a line makes, which no bundle can know: always learned there.
+OF_THE_LINE: Final = ("confidence", "kind")
 MOST_BATCH: Final = 32
 NO_KIND: Final = "none"
 
@@ -88,8 +90,8 @@ class Measured:
 def settings_for(measured: Measured, origin: str, arl0: float = ARL0, least_confidence: float = 0.3) -> DriftSettings:
     """The settings of a product: each signal's baseline, detector and limit.
 
-    The wanted ARL0 is that of all signals together: each gets as many times more as there are signals, since alarms of
-    any of them add up.
+    The wanted ARL0 is that of all signals together, and alarms of any of them add up: each signal gets as many times
+    more as a monitor can have signals, whether it has them or not, since some may be learned later.
 
     Raises:
         ValueError: a signal with too few or not finite values, or one that is not known.
@@ -97,7 +99,7 @@ def settings_for(measured: Measured, origin: str, arl0: float = ARL0, least_conf
     unknown = sorted(set(measured.values) - set(PLANS))
     if unknown:
         raise ValueError(f"no signal is called {unknown[0]}; known: {', '.join(PLANS)}")
-    each = arl0 * len(measured.values)
+    each = arl0 * len(PLANS)
     return DriftSettings(
         arl0=arl0,
         frames=max(len(values) for values in measured.values.values()),
@@ -139,11 +141,11 @@ def chart_for(kind: Kind, side: Side, baseline: Numbers, arl0: float) -> Chart:
         limit = limits.ewma_limit(arl0, EWMA_WEIGHT, side)
         return settings.Ewma(weight=EWMA_WEIGHT, limit=limit, allowance=error, side=side)
     if kind == "adwin":
-        how = settings.Adwin(delta=0.5, side=side)
-        return settings.Adwin(delta=limits.adwin_delta(arl0, how.every), prior=frames, side=side)
+        return settings.Adwin(delta=limits.adwin_delta(arl0), prior=frames, side=side)
     # The dead zone grows with the baseline's error; the limit is that of the dead zone meant.
     limit = limits.cusum_limit(arl0, ALLOWANCE, side)
     if kind == "page_hinkley":
+        error = limits.baseline_error(frames, limits.LEARNT_ERRORS)
         return settings.PageHinkley(allowance=ALLOWANCE + error, limit=limit, prior=frames, side=side)
     return settings.Cusum(allowance=ALLOWANCE + error, limit=limit, side=side)
 

@@ -193,27 +193,38 @@ def first_advice(moved: Sequence[Moved]) -> str:
 
 
 def summarise(
-    camera: str, origin: str, frames: int, learned: int, wanted: int, arl0: float, blind: list[str], moved: list[Moved]
+    *,
+    camera: str,
+    origin: str,
+    frames: int,
+    learned: int,
+    wanted: int,
+    learning: Sequence[str],
+    arl0: float,
+    blind: list[str],
+    moved: list[Moved],
 ) -> DriftReport:
-    """The report of a camera, with its status and its sentences; see `DriftReport`."""
+    """The report of a camera, with its status and its sentences; see `DriftReport`.
+
+    Args:
+        learning: signals that are learned while others are watched; empty with `wanted` above 0: all are.
+    """
     moved = ordered(moved)
-    if wanted:
+    if wanted and not learning:
         status: Status = "learning" if learned else "no_baseline"
-        text = (
-            f"{camera}: no baseline; learning one, {learned} of {wanted} good frames seen. Nothing is known of drift."
-        )
+        text = f"no baseline; learning one, {learned} of {wanted} good frames seen. Nothing is known of drift."
     elif moved:
         status = "drifted"
         whole = "; ".join(f"{m.text}, {since_words(m.since, m.frames_ago)}" for m in moved)
-        text = f"{camera}: {whole}. {first_advice(moved)}"
+        text = f"{whole}. {first_advice(moved)}"
     elif blind:
-        status = "blind"
-        text = f"{camera}: {', '.join(blind)} cannot be watched at present; the rest is as on good frames."
+        status, text = "blind", f"the rest is as on good frames, for {frames} frames."
     else:
-        status = "watching"
-        text = f"{camera}: as on good frames, for {frames} frames."
-    if moved and blind:
-        text += f" {', '.join(blind)} cannot be watched at present."
+        status, text = "watching", f"as on good frames, for {frames} frames."
+    if blind:
+        text = f"{', '.join(blind)} cannot be watched at present; {text}"
+    if learning:
+        text += f" {' and '.join(learning)} not yet: learned from {learned} of {wanted} good frames."
     return DriftReport(
         camera=camera,
         status=status,
@@ -225,5 +236,5 @@ def summarise(
         blind=blind,
         moved=moved,
         advice=first_advice(moved),
-        text=text,
+        text=f"{camera}: {text}",
     )

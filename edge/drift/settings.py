@@ -57,7 +57,7 @@ class Adwin(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     """Adaptive window over scores as shares in [0, 1]; see `edge.drift.adwin.Adwin`."""
 
     delta: Annotated[float, Meta(gt=0, lt=1)]  # chance of a false cut in one look
-    every: Annotated[int, Meta(ge=1, le=10**4)] = 8  # points between two looks
+    every: Annotated[int, Meta(ge=1, le=10**4)] = 8  # points from one look to the next
     buckets: Annotated[int, Meta(ge=2, le=64)] = 5  # of one size, before two are merged
     longest: Annotated[int, Meta(ge=32, le=10**6)] = 8192  # points in the window at most
     prior: NotNegative = 0.0  # points of mean 0.5 that stand before the window: the baseline's frames
