@@ -73,7 +73,8 @@ class Measured:
         values: of each signal, one a frame that has it; see `edge.drift.signals`. Unknown names are refused.
         classes: the detector's class names, for `kind`.
         width, height: of the frames.
-        ordered: the values are of frames in a row of one camera, so neighbours tell how alike neighbours are.
+        ordered: the values are of frames in a row of one camera: neighbours tell how alike neighbours are, and there are
+            as many bad parts as there are. Of a data set they are not, and `OF_THE_LINE` is left to be learned.
         ae_every: the autoencoder looks at each so-many-th frame.
     """
 
@@ -94,20 +95,23 @@ def settings_for(measured: Measured, origin: str, arl0: float = ARL0, least_conf
     more as a monitor can have signals, whether it has them or not, since some may be learned later.
 
     Raises:
-        ValueError: a signal with too few or not finite values, or one that is not known.
+        ValueError: a signal with too few or not finite values, one that is not known, or none at all.
     """
     unknown = sorted(set(measured.values) - set(PLANS))
     if unknown:
         raise ValueError(f"no signal is called {unknown[0]}; known: {', '.join(PLANS)}")
     each = arl0 * len(PLANS)
+    names = [name for name in PLANS if name in measured.values and (measured.ordered or name not in OF_THE_LINE)]
+    if not names:
+        raise ValueError("nothing was measured that could be watched")
     return DriftSettings(
         arl0=arl0,
-        frames=max(len(values) for values in measured.values.values()),
+        frames=max(len(measured.values[name]) for name in names),
         width=measured.width,
         height=measured.height,
         origin=origin,
         least_confidence=least_confidence,
-        signals={name: _signal(name, measured, each) for name in PLANS if name in measured.values},
+        signals={name: _signal(name, measured, each) for name in names},
         features=measured.features,
         autoencoder=measured.autoencoder,
     )

@@ -22,8 +22,8 @@ from edge.drift.settings import Autoencoder
 from edge.errors import PredictorError
 from edge.preprocess import Image, check_image, to_channels
 
-# Mean square of the difference of neighbours that even a sensor looking at nothing has: half a grey level each.
-FLOOR = 2 * (0.5 / 255) ** 2
+# Mean square of the difference of neighbours that noise and JPEG leave where there is nothing: two grey levels.
+FLOOR = (2 / 255) ** 2
 
 
 def prepare(image: Image, spec: Autoencoder) -> Float:
