@@ -73,8 +73,8 @@ class Measured:
         values: of each signal, one a frame that has it; see `edge.drift.signals`. Unknown names are refused.
         classes: the detector's class names, for `kind`.
         width, height: of the frames.
-        ordered: the values are of frames in a row of one camera: neighbours tell how alike neighbours are, and there are
-            as many bad parts as there are. Of a data set they are not, and `OF_THE_LINE` is left to be learned.
+        ordered: the values are of frames in a row of one line: neighbours tell how alike neighbours are, and bad parts
+            are as frequent as they are. Of a data set they are not, and `OF_THE_LINE` is left to be learned.
         ae_every: the autoencoder looks at each so-many-th frame.
     """
 
