@@ -29,6 +29,7 @@ from edge.publish import Publisher
 from edge.records import Loss
 from edge.serving import open_product
 from edge.station import Serving, Station
+from edge.stream_watch import StreamWatch
 from edge.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class Daemon:
             counts,
             parts,
             lambda: self._tally.count,
+            self._make_watch(),
         )
         if self._outbox.set_aside:
             station.alarm(
@@ -152,6 +154,15 @@ class Daemon:
                 "Keep the file for recovery; check the disk.",
             )
         return station
+
+    def _make_watch(self) -> StreamWatch | None:
+        product = self.product
+        if not product.recipe.drift.use:
+            return None
+        folder = Path(self._config.paths.state) / "drift" / product.manifest.product
+        watch = StreamWatch(product.judges, product.recipe, product.classes, folder, self._clock)
+        self._down.callback(watch.save)
+        return watch
 
     def _tell_who_we_are(self) -> None:
         config, product = self._config, self.product
@@ -230,6 +241,7 @@ class Daemon:
             self._health_due_ns = now + int(self._config.publish.health_s * 1e9)
             self.station.save()
             self._publisher.live(self._topics.health, self.station.health())
+            self.station.tell_drift()
         if self._watchdog_s and now >= self._watchdog_due_ns and self._all_alive():
             self._watchdog_due_ns = now + int(self._watchdog_s / 3 * 1e9)
             notify.watchdog()

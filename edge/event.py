@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from edge.drift.report import Moved
 from edge.records import Inspection, VerdictKind
 
 Ms = Annotated[float, Meta(description="milliseconds")]
@@ -179,6 +180,25 @@ class Alarm(Envelope, kw_only=True, frozen=True):
     advice: str
 
 
+class Drift(Envelope, kw_only=True, frozen=True):
+    """Retained on `camera/<id>/drift`: how a camera's stream stands to the good frames of its product."""
+
+    schema: str = "edge.drift.v1"
+    camera: str
+    status: str  # no_baseline, learning, watching, drifted, blind
+    origin: str  # of the baseline
+    frames: int  # watched against it
+    learned: int  # while learning: from so many frames, of
+    wanted: int
+    arl0: float  # frames between false alarms on average
+    blind: list[str]  # signals of which calm cannot be claimed
+    moved: list[Moved]
+    advice: str
+    text: str
+    forecast: str  # where the lens and the light are heading, "" when nowhere
+    evidence: str  # folder on the node with the frames that show it best, "" without
+
+
 class Response(Envelope, kw_only=True, frozen=True):
     """On `response/<verb>`, the answer to `request/<verb>`."""
 
@@ -196,7 +216,7 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
 
 
 PAYLOADS: tuple[type[msgspec.Struct], ...] = (
-    State, Info, Health, CameraState, Result, Reject, Alarm, Response, Request,
+    State, Info, Health, CameraState, Result, Reject, Alarm, Drift, Response, Request,
 )  # fmt: skip
 
 
@@ -229,7 +249,7 @@ class Topics:
         return self._at("health")
 
     def camera(self, camera: str, what: str) -> str:
-        """`what` is state, result, reject or image."""
+        """`what` is state, result, reject, image or drift."""
         return self._at("camera", camera, what)
 
     def alarm(self, code: str) -> str:

@@ -209,6 +209,10 @@ class GateClassifier:
             return cheap
         return judged(cheap, self.probabilities(image), self._limits)
 
+    def limit(self, cause: str) -> float:
+        """The probability against a good frame from which on `cause` is refused."""
+        return self._limits[cause]
+
     def probabilities(self, image: Image) -> dict[str, float]:
         """Of a good frame (`ok`) and of each cause; their sum is 1.
 

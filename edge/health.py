@@ -35,6 +35,10 @@ class StageWindow:
         for stage, ms in stage_ms.items():
             self._stages.setdefault(stage, deque(maxlen=self._size)).append(ms)
 
+    def note(self, stage: str, ms: float) -> None:
+        """Take in the time of what is no stage of an inspection, but goes on beside them."""
+        self._stages.setdefault(stage, deque(maxlen=self._size)).append(ms)
+
     def summary(self) -> dict[str, StageTimes]:
         """Percentiles of each stage over the window."""
         return {stage: stage_times(np.array(times)) for stage, times in self._stages.items()}

@@ -17,11 +17,12 @@ from edge.capture.intake import Taken
 from edge.clock import Clock
 from edge.config import Publishing
 from edge.errors import EdgeError, ImageError, OutboxError
-from edge.event import Alarm, Envelope, Health, LedgerCounts, OutboxCounts, Topics
+from edge.event import Alarm, Drift, Envelope, Health, LedgerCounts, OutboxCounts, Topics
 from edge.health import StageWindow, rss_bytes
 from edge.outbox import Draft, Kind
 from edge.pipeline import Pipeline
 from edge.records import Frame, Inspection, Loss, VerdictKind
+from edge.stream_watch import Notice
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,19 @@ class Wire(Protocol):
         """Live messages that nobody heard."""
 
 
+class Watch(Protocol):
+    """What looks at the stream of frames after their verdicts: what `StreamWatch` gives the station."""
+
+    def look(self, inspection: Inspection) -> Sequence[Notice]:
+        """Take one judged frame; the alarms that begin or end."""
+
+    def messages(self) -> Sequence[Drift]:
+        """How each camera's stream stands."""
+
+    def save(self) -> None:
+        """Make the state durable."""
+
+
 @dataclass(frozen=True)
 class Serving:
     """What the station says of the product it serves."""
@@ -88,8 +102,11 @@ class Station:
         counts: LedgerCounts,
         parts: int,
         captured: Callable[[], int],
+        watch: Watch | None = None,
     ) -> None:
         """`counts` and `parts` go on from the last run; `captured` counts triggers independently of the ledger."""
+        self._watch = watch
+        self._told_drift: dict[str, object] = {}
         self._pipeline = pipeline
         self._serving = serving
         self._store = store
@@ -128,6 +145,7 @@ class Station:
             return None
         self._watch_refusals(inspection)
         self._show(inspection)
+        self._watch_stream(inspection)
         return inspection
 
     def _note_readable(self, camera: str) -> None:
@@ -203,6 +221,37 @@ class Station:
         elif self._streaks.refused(camera):
             text = f"camera {camera} has its frames refused in a row: {cause.value}"
             self.alarm(code, "warning", text, inspection.gate.advice)
+
+    def _watch_stream(self, inspection: Inspection) -> None:
+        """Let drift and trends see the frame, now that its part is settled."""
+        if self._watch is None:
+            return
+        began_ns = self._clock.mono_ns()
+        try:
+            notices = self._watch.look(inspection)
+        except Exception as error:  # what watches the line must not stop it
+            log.debug("the stream could not be watched", exc_info=True)
+            text = f"frames are not watched for drift: {type(error).__name__}: {error}"
+            self.alarm("drift_watch", "warning", text, "Restart the daemon; report it.")
+            return
+        self.over("drift_watch")
+        self._window.note("watch", (self._clock.mono_ns() - began_ns) / 1e6)
+        for notice in notices:
+            if notice.alarm is None:
+                self.over(notice.code)
+            else:
+                self.alarm(notice.code, notice.alarm.severity, notice.alarm.text, notice.alarm.advice)
+        if notices:
+            self.tell_drift()
+
+    def tell_drift(self) -> None:
+        """Publish how each camera's stream stands where that is news; retained, so that who comes later knows it."""
+        for message in self._watch.messages() if self._watch is not None else ():
+            moved = tuple((m.signal, m.direction) for m in message.moved)
+            news = (message.status, moved, tuple(message.blind), message.forecast)
+            if self._told_drift.get(message.camera) != news:
+                self._told_drift[message.camera] = news
+                self._wire.live(self._topics.camera(message.camera, "drift"), message, retain=True)
 
     def _show(self, inspection: Inspection) -> None:
         """Publish the annotated image, at the agreed rate and only when somebody can hear it."""

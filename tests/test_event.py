@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from edge import event
+from edge.drift.report import FrameRef, Moved
 from edge.event import Topics
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -82,6 +83,37 @@ SAMPLES: dict[str, msgspec.Struct] = {
     "edge.alarm.v1": event.Alarm(
         **HEAD, code="outbox", severity="error", text="the disk is full", advice="Free some space."
     ),
+    "edge.drift.v1": event.Drift(
+        **HEAD,
+        camera="cam1",
+        status="drifted",
+        origin="bundle pcb 4",
+        frames=5000,
+        learned=0,
+        wanted=0,
+        arl0=100000.0,
+        blind=["ae_error"],
+        moved=[
+            Moved(
+                signal="brightness",
+                unit="grey levels",
+                direction="down",
+                since=FrameRef(number=4100, name="", captured_ts=1790000000.0, value=119.5, score=-2.5),
+                frames_ago=40,
+                found=FrameRef(number=4140, name="", captured_ts=1790000040.0, value=118.0, score=-2.75),
+                baseline=127.5,
+                now=119.5,
+                sigmas=-2.5,
+                detector="Cusum",
+                advice="relight",
+                text="the image is darker: 127.5 -> 119.5 grey levels (-2.5 sigmas)",
+            )
+        ],
+        advice="Check lamps.",
+        text="cam1: the image is darker.",
+        forecast="the lens needs cleaning in about 47 hours",
+        evidence="/var/lib/edge/drift/pcb/cam1",
+    ),
     "edge.response.v1": event.Response(**HEAD, transaction="t-1", ok=True, text="running", data={"depth": "0"}),
     "edge.request.v1": event.Request(transaction="t-1"),
 }
@@ -133,7 +165,7 @@ def test_topics_are_distinct_and_below_the_node() -> None:
         topics.state,
         topics.info,
         topics.health,
-        *(topics.camera("cam1", what) for what in ("state", "result", "reject", "image")),
+        *(topics.camera("cam1", what) for what in ("state", "result", "reject", "image", "drift")),
         topics.alarm("blur"),
         topics.request("status"),
         topics.response("status"),

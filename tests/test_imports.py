@@ -63,6 +63,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.replay",
         "edge.serving",
         "edge.station",
+        "edge.stream_watch",
     ),
     "view": ("edge.view.*",),
     "top": ("edge.cli", "edge.__main__"),

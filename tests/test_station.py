@@ -89,7 +89,7 @@ def test_a_refused_frame_is_told_twice_as_result_and_reject(rig):
     r = rig(found(0.9))
     r.settle(flat())
     assert r.stored("/result")[0]["verdict"] == "RETAKE"
-    assert r.stored("/reject")[0]["cause"] == "blur"
+    assert r.stored("/reject")[0]["cause"] == "occluded"
 
 
 def test_a_row_of_refusals_is_an_alarm_that_ends_with_a_good_frame(rig):

@@ -191,6 +191,10 @@ def _camera_line(name: str, camera: CameraView, width: int, ascii_only: bool) ->
         text.append(f" ({printable(camera.state.detail)})", style="yellow")
     if camera.state is not None and camera.state.reopened:
         text.append(f"  reopened {camera.state.reopened} times", style="yellow")
+    if camera.drift is not None:
+        moved = ", ".join(m.signal for m in camera.drift.moved)
+        style = "" if camera.drift.status == "watching" else "yellow"
+        text.append(printable(f"  drift {camera.drift.status}{f' ({moved})' if moved else ''}"), style=style)
     if camera.sharpness:
         text.append(f"  sharpness {camera.sharpness[-1]:.0f} ")
         room = min(MAX_TREND_WIDTH, width - LABEL_WIDTH - 3 - text.cell_len)

@@ -38,7 +38,16 @@ class AlarmCleared(NamedTuple):
     code: str
 
 
-Told = event.State | event.Info | event.Health | event.CameraState | event.Result | event.Reject | event.Alarm
+Told = (
+    event.State
+    | event.Info
+    | event.Health
+    | event.CameraState
+    | event.Result
+    | event.Reject
+    | event.Alarm
+    | event.Drift
+)
 Message = Told | AlarmCleared
 
 
@@ -174,6 +183,7 @@ class CameraView:
     """One camera as its node tells it."""
 
     state: event.CameraState | None = None
+    drift: event.Drift | None = None
     sharpness: deque[float] = field(default_factory=lambda: deque(maxlen=TREND))
 
 
@@ -299,6 +309,8 @@ class LineView:
             node.healths += 1
         elif isinstance(message, event.CameraState):
             node.cameras.setdefault(message.camera, CameraView()).state = message
+        elif isinstance(message, event.Drift):
+            node.cameras.setdefault(message.camera, CameraView()).drift = message
         elif isinstance(message, event.Alarm):
             node.alarms[message.code] = message
         elif isinstance(message, event.Reject):
@@ -331,7 +343,7 @@ def _kind_of(leaf: Sequence[str]) -> type[event.Envelope] | None:
 
 _NODE_KINDS: dict[str, type[event.Envelope]] = {"state": event.State, "info": event.Info, "health": event.Health}
 _CAMERA_KINDS: dict[str, type[event.Envelope]] = {
-    "state": event.CameraState, "result": event.Result, "reject": event.Reject,
+    "state": event.CameraState, "result": event.Result, "reject": event.Reject, "drift": event.Drift,
 }  # fmt: skip
 _KINDS: tuple[type[event.Envelope], ...] = (*_NODE_KINDS.values(), *_CAMERA_KINDS.values(), event.Alarm)
 _DECODERS: dict[type[event.Envelope], msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(kind) for kind in _KINDS}

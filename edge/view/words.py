@@ -107,6 +107,8 @@ def _words(message: event.Envelope) -> str:
         return f"ALARM {message.severity} {message.code}: {message.text}; {message.advice}"
     if isinstance(message, event.CameraState):
         return f"camera {message.camera} {message.state}" + (f": {message.detail}" if message.detail else "")
+    if isinstance(message, event.Drift):
+        return f"drift {message.status}: {message.text}" + (f" {message.forecast}." if message.forecast else "")
     if isinstance(message, event.State):
         return f"is {message.state}"
     if isinstance(message, event.Info):

@@ -98,7 +98,7 @@ def test_refused_frames_are_retakes_with_an_alarm(tmp_path, broker, client, make
     folder = tmp_path / "blurred"
     folder.mkdir()
     for i in range(6):
-        cv2.imwrite(str(folder / f"{i}.png"), np.full((640, 640), 200, np.uint8))
+        cv2.imwrite(str(folder / f"{i}.png"), np.tile(np.linspace(40, 200, 640).astype(np.uint8), (640, 1)))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[gate]\nsharpness_min = 50.0\n")
     daemon = make_daemon(broker.port, folder_camera(folder))
@@ -106,7 +106,7 @@ def test_refused_frames_are_retakes_with_an_alarm(tmp_path, broker, client, make
     assert daemon.start().wait() == 0, daemon.log()
     wait_until(lambda: len(client.json("/cam1/reject")) == 6, 10, "6 rejects")
     reject = client.json("/cam1/reject")[0]
-    assert (reject["cause"], reject["measured"], reject["limit"]) == ("blur", 0.0, 50.0)
+    assert (reject["cause"], reject["limit"]) == ("blur", 50.0) and reject["measured"] < 5
     assert "focus" in reject["advice"]
     assert {r["verdict"] for r in client.json("/cam1/result")} == {"RETAKE"}
     assert client.json("/alarm/refusing_cam1")[0]["severity"] == "warning"
