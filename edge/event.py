@@ -150,7 +150,8 @@ class Result(Envelope, kw_only=True, frozen=True):
     detections: list[Box]  # those at or over the review threshold
     sharpness: float
     brightness: float
-    anomaly: float | None
+    anomaly: float | None  # higher is worse; from the limit on the part goes to a person
+    anomaly_limit: float | None = None
     bundle_digest: str
     latency_ms: Ms  # from the frame in memory to the verdict, before it is made durable
     stage_ms: dict[str, float]
@@ -292,11 +293,16 @@ def result_of(
         detections=boxes(inspection, classes, shown_from),
         sharpness=round(gate.sharpness, 2),
         brightness=round(gate.brightness, 2),
-        anomaly=inspection.scores.anomaly,
+        anomaly=_rounded(inspection.scores.anomaly),
+        anomaly_limit=_rounded(inspection.scores.anomaly_limit),
         bundle_digest=bundle_digest,
         latency_ms=round(latency_ms, 3),
         stage_ms={stage: round(ms, 3) for stage, ms in inspection.stage_ms.items()},
     )
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 4)
 
 
 def reject_of(inspection: Inspection, part: int) -> Reject:

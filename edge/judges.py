@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge import gate_classifier, loading
+from edge import anomaly, gate_classifier, loading
+from edge.anomaly import AnomalyJudge
 from edge.bundle.manifest import JudgeName, Manifest
 from edge.config import Runtime
 from edge.drift import settings as drift_settings
@@ -22,10 +23,12 @@ class Judges:
 
     Attributes:
         gate: names what is wrong with a frame.
+        anomaly: finds on the detector's features what the detector never learned.
         drift: baselines of the product's stream. autoencoder: its network.
     """
 
     gate: GateClassifier | None = None
+    anomaly: AnomalyJudge | None = None
     drift: DriftSettings | None = None
     autoencoder: Predictor | None = None
 
@@ -43,14 +46,17 @@ def open_judges(
     def network(name: JudgeName) -> Predictor:
         return loading.open_judge(folder, manifest, name, runtime, trial_marks)
 
-    classifier = drift = autoencoder = None
+    classifier = foreign = drift = autoencoder = None
     if "gate" in manifest.judges and recipe.gate.classifier != "never":
         settings = gate_classifier.read_settings(*_settings(folder, manifest, "gate"))
         classifier = GateClassifier(network("gate"), settings, recipe.gate)
+    if "anomaly" in manifest.judges and recipe.anomaly.use:
+        found = anomaly.read_settings(*_settings(folder, manifest, "anomaly"))
+        foreign = AnomalyJudge(network("anomaly"), found, recipe.anomaly.review)
     if "drift" in manifest.judges and recipe.drift.use:
         drift = drift_settings.decode(*_settings(folder, manifest, "drift"))
         autoencoder = network("drift") if drift.autoencoder is not None else None
-    return Judges(classifier, drift, autoencoder)
+    return Judges(classifier, foreign, drift, autoencoder)
 
 
 def _settings(folder: Path, manifest: Manifest, name: JudgeName) -> tuple[bytes, str]:

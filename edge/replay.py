@@ -32,6 +32,8 @@ class Line(msgspec.Struct, kw_only=True, frozen=True):
     reasons: list[Why] = []
     sharpness: float | None = None
     brightness: float | None = None
+    anomaly: float | None = None
+    anomaly_limit: float | None = None
     latency_ms: float | None = None
     loss: str | None = None
     error: str | None = None
@@ -83,7 +85,7 @@ def replay(
         CaptureError: the folder does not exist or holds no image.
         UsageError: the folder for annotated images cannot be written.
     """
-    pipeline = Pipeline(product.detector, product.recipe, product.classes, time.monotonic_ns)
+    pipeline = product.pipeline(time.monotonic_ns)
     for number, path in enumerate(in_order(find_images(folder), order), 1):
         name = str(path.relative_to(folder)) if folder in path.parents else path.name
         line, inspection = _judge(path, name, number, pipeline, product)
@@ -125,6 +127,8 @@ def _judge(path: Path, name: str, number: int, pipeline: Pipeline, product: Prod
         reasons=[Why(code=r.code, text=r.text) for r in verdict.reasons],
         sharpness=round(gate.sharpness, 2),
         brightness=round(gate.brightness, 2),
+        anomaly=inspection.scores.anomaly,
+        anomaly_limit=inspection.scores.anomaly_limit,
         latency_ms=round(sum(inspection.stage_ms.values()), 3),
     )
     return line, inspection

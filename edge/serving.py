@@ -41,7 +41,10 @@ class Product:
 
     def pipeline(self, clock_ns: Callable[[], int]) -> Pipeline:
         """The inspection path of this product, with all its judges."""
-        return Pipeline(self.detector, self.recipe, self.classes, clock_ns, classifier=self.judges.gate)
+        judges = self.judges
+        return Pipeline(
+            self.detector, self.recipe, self.classes, clock_ns, classifier=judges.gate, anomaly=judges.anomaly
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import pytest
 from edge.errors import ImageError, PredictorError
 from edge.pipeline import Pipeline
 from edge.recipe import GateRecipe, Recipe
-from edge.records import Detections, VerdictKind
+from edge.records import Cause, Detections, GateResult, Scores, VerdictKind
 from tests.fakes import FakeClock, ScriptedDetector, flat, found, frame, textured
 
 RECIPE = Recipe(gate=GateRecipe(sharpness_min=10))
@@ -45,3 +45,62 @@ def test_an_image_it_cannot_take_is_named_before_anything_is_measured():
 def test_a_failed_runtime_is_not_a_verdict():
     with pytest.raises(PredictorError):
         pipeline(ScriptedDetector(PredictorError("gone"))).inspect(frame(textured()))
+
+
+class NamesMotion:
+    """A classifier that refuses every frame. Implements `edge.pipeline.FrameClassifier`."""
+
+    def judge(self, image, cheap):
+        return GateResult(False, Cause.MOTION, cheap.sharpness, cheap.brightness, cheap.saturated, 0.9, 0.5, "Shorten.")
+
+
+class Foreign:
+    """An anomaly judge with one score for every part. Implements `edge.pipeline.FeatureJudge`."""
+
+    def __init__(self, score):
+        self.score = score
+
+    def judge(self, features):
+        assert features.shape == (1, 2, 4, 4)
+        return Scores(self.score, 3.0, np.arange(16, dtype=np.float32).reshape(4, 4))
+
+
+def judged(detections, image=None, **judges):
+    detector = ScriptedDetector(detections)
+    line = Pipeline(detector, RECIPE, ["open"], FakeClock().mono_ns, **judges)
+    return line.inspect(frame(textured() if image is None else image)), detector
+
+
+def test_the_classifier_can_refuse_what_the_cheap_measures_pass():
+    inspection, detector = judged(found(0.9), classifier=NamesMotion())
+    assert inspection.verdict.reasons[0].code == "gate.motion" and detector.asked == 0
+    assert list(inspection.stage_ms) == ["gate", "classify", "decide"]
+
+
+@pytest.mark.parametrize(
+    ("detections", "score", "kind", "codes", "why"),
+    [
+        (Detections.none(), 2.9, VerdictKind.OK, [], "under the limit nothing changes"),
+        (Detections.none(), 3.0, VerdictKind.REVIEW, ["anomaly"], "what nobody taught goes to a person"),
+        (found(0.4), 3.5, VerdictKind.REVIEW, ["doubt.open", "anomaly"], "two doubts"),
+        (found(0.9), 9.0, VerdictKind.NG, ["defect.open"], "what the detector is sure of stays as it is"),
+    ],
+)
+def test_an_anomaly_turns_ok_into_review_and_touches_no_ng(detections, score, kind, codes, why):
+    inspection, _ = judged(detections, anomaly=Foreign(score))
+    assert inspection.verdict.kind is kind, why
+    assert [reason.code for reason in inspection.verdict.reasons] == codes
+    assert inspection.detections is detections or len(inspection.detections) == len(detections)
+    assert "anomaly" in inspection.stage_ms and inspection.scores.anomaly == score
+
+
+def test_a_score_that_is_no_number_is_no_verdict():
+    with pytest.raises(ValueError, match="finite number, got nan"):
+        judged(Detections.none(), anomaly=Foreign(float("nan")))
+
+
+def test_the_map_lies_on_the_frame_without_the_padding():
+    inspection, _ = judged(Detections.none(), anomaly=Foreign(1.0), image=textured()[:, :])
+    height, width = inspection.frame.image.shape[:2]
+    expected = (4 * height // width if height < width else 4, 4)
+    assert inspection.scores.anomaly_map.shape == expected
