@@ -50,15 +50,17 @@ class Slope:
     """A line through hours.
 
     Attributes:
-        per_hour: change in an hour, with low and high end of its 95 % interval.
-        level: of the line at the last hour.
+        per_hour: change in an hour. level: of the line at the last hour.
+        low, high: ends of the 95 % interval of the change; low_level, high_level: of the lines that rise like this.
         p_value: of a slope so far from 0 by chance (Kendall's test, two-sided).
     """
 
     per_hour: float
-    low: float
-    high: float
     level: float
+    low: float
+    low_level: float
+    high: float
+    high_level: float
     p_value: float
 
 
@@ -114,14 +116,17 @@ def theil_sen(hours: Sequence[float], values: Sequence[float]) -> Slope:
     ties = {value: list(values).count(value) for value in values}.values()
     variance = (n * (n - 1) * (2 * n + 5) - sum(t * (t - 1) * (2 * t + 5) for t in ties)) / 18
     per_hour = _median(slopes)
-    level = _median([v + per_hour * (hours[-1] - h) for h, v in zip(hours, values, strict=True)])
+
+    def level(rise: float) -> float:
+        return _median([v + rise * (hours[-1] - h) for h, v in zip(hours, values, strict=True)])
+
     if variance <= 0:  # every value the same
-        return Slope(0.0, 0.0, 0.0, level, 1.0)
+        return Slope(0.0, values[0], 0.0, values[0], 0.0, values[0], 1.0)
     z = max(0, abs(score) - 1) / math.sqrt(variance)
     reach = NormalDist().inv_cdf(0.5 + INTERVAL / 2) * math.sqrt(variance)
     m = len(slopes)
     low, high = slopes[max(0, math.floor((m - reach) / 2))], slopes[min(m - 1, math.ceil((m + reach) / 2))]
-    return Slope(per_hour, low, high, level, 2 * (1 - NormalDist().cdf(z)))
+    return Slope(per_hour, level(per_hour), low, level(low), high, level(high), 2 * (1 - NormalDist().cdf(z)))
 
 
 def _median(values: Sequence[float]) -> float:
@@ -234,13 +239,11 @@ class Trend:
         slope = self.slope(signal)
         if slope is None or slope.p_value > SIGNIFICANCE or slope.per_hour * sign <= 0:
             return None
-        left = max(0.0, (limit - slope.level) * sign)
-        rates = sorted(max(0.0, rate * sign) for rate in (slope.low, slope.high))
-        hours = left / (slope.per_hour * sign)
+        hours = _until(limit, slope.level, slope.per_hour, sign)
         if hours > LONGEST_FORECAST * (self._closed[-1][0] - self._closed[0][0]):
             return None
-        earliest = left / rates[1]
-        latest = left / rates[0] if rates[0] > 0 else math.inf
+        ends = ((slope.low_level, slope.low), (slope.high_level, slope.high))
+        earliest, latest = sorted(_until(limit, level, rise, sign) for level, rise in ends)
         return Forecast(signal, hours, earliest, latest, slope, _text(signal, slope, hours, earliest, latest))
 
     def state(self) -> dict[str, Any]:
@@ -293,7 +296,7 @@ def _finite(medians: Mapping[str, Any]) -> dict[str, float]:
 
 def _values(gate: GateResult) -> tuple[float, ...]:
     """The signals of one frame, in the order of SIGNALS; dirt is NaN where the classifier did not look."""
-    sharpness = gate.sharpness if math.isnan(gate.sharpness) else math.log(max(gate.sharpness, 0.01))
+    sharpness = math.log(max(gate.sharpness, 0.01)) if math.isfinite(gate.sharpness) else math.nan
     return sharpness, gate.brightness, gate.probabilities.get("dirty_lens", math.nan)
 
 
@@ -322,6 +325,14 @@ def _watched(limits: Limits) -> list[tuple[str, float, int]]:
     if limits.dirt is not None and limits.dirt < 1:
         found.append(("dirt", limits.dirt, 1))
     return found
+
+
+def _until(limit: float, level: float, per_hour: float, sign: int) -> float:
+    """Hours until a line reaches the limit; 0 where it has, infinite where it does not move towards it."""
+    left, rate = (limit - level) * sign, per_hour * sign
+    if left <= 0:
+        return 0.0
+    return left / rate if rate > 0 else math.inf
 
 
 def _text(signal: str, slope: Slope, hours: float, earliest: float, latest: float) -> str:

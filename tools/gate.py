@@ -66,8 +66,7 @@ def limits_for(work: Work) -> dict[str, dict[str, Limits]]:
     frames, seed = work.args.limit_frames, work.args.seed
 
     def measured(product: Product) -> dict[str, Any]:
-        by = by_detector if product.bundle else by_specks
-        return as_record(by(product, frames if product.bundle else max(8, frames // 4), seed))
+        return as_record(by_detector(product, frames, seed) if product.bundle else by_specks(product, seed))
 
     return {p.name: from_record(work.journal.once(f"limits {p.name}", lambda p=p: measured(p))) for p in work.products}
 
@@ -184,7 +183,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--examples", type=int, default=2400, help="training examples a product (%(default)s)")
     p.add_argument("--drawn-examples", type=int, default=1600, help="of each drawn product (%(default)s)")
     p.add_argument("--epochs", type=int, default=8, help="(%(default)s)")
-    p.add_argument("--limit-frames", type=int, default=48, help="that tell what a fault costs (%(default)s)")
+    p.add_argument("--limit-frames", type=int, default=32, help="that tell what a fault costs (%(default)s)")
     p.add_argument("--test-frames", type=int, default=40, help="of a product, that are spoilt in tests (%(default)s)")
     p.add_argument("--refuse", type=float, default=0.005, help="share of good frames that may be refused (%(default)s)")
     p.add_argument("--seed", type=int, default=1)

@@ -3,7 +3,7 @@
 The defects of labelled frames are looked for again under each fault at growing levels. From the level on at which the
 detector loses a tenth of what it finds on the same frames taken well, a frame is bad; up to the level at which it loses
 less than three in a hundred it is good; what lies between is neither. A defect counts as found when a box of its class
-at the recipe's threshold overlaps it, as in every other figure of the detector.
+overlaps it that is sure enough to change the verdict, be it to REVIEW.
 
 A product without a detector gets planted specks instead, of the sizes of real defects: one counts as found while half
 of its contrast against its surroundings is left. Where a product has both, the record shows how far they agree.
@@ -36,10 +36,9 @@ from tools.metrics import IOU_DEEPPCB, assign
 Rng = np.random.Generator
 
 HARMLESS, HARMFUL = 0.03, 0.10  # of the recall on the same frames taken well
-ENOUGH = 0.25  # a loss at which higher levels tell nothing more
-LEAST_DEFECTS = 40
+LEAST_DEFECTS = 25
 
-PLANTS = 24  # specks a frame
+PLANTS, PLANTED_FRAMES = 24, 12  # specks a frame, and frames
 SPECK_PX = (2.0, 6.0)  # radius: defects of bare boards are 8 to 16 px across, pits more
 LEFT = 0.5  # of a speck's contrast, with which it still counts as found
 
@@ -85,22 +84,43 @@ def limits_of(levels: Sequence[float], lost: Sequence[float], most: float) -> Li
 
 
 def climb(find: Finder, frames: int, causes: Sequence[str] = tuple(LADDERS), name: str = "") -> dict[str, Limits]:
-    """Limits of each cause, by what is found on `frames` frames."""
-    result = {}
+    """Limits of each cause, by what is found on `frames` frames.
+
+    Raises:
+        ToolError: too few defects are found on good frames to tell a loss of a tenth.
+    """
     whole = sum(find(i, "motion", 0.0) for i in range(frames))
     if whole < LEAST_DEFECTS:
         raise ToolError(f"{name}: only {whole} defects are found on {frames} frames: give more labelled frames")
-    bar = tqdm([(cause, level) for cause in causes for level in LADDERS[cause]], f"limits {name}", mininterval=5)
-    losses: dict[str, list[float]] = {cause: [] for cause in causes}
-    for cause, level in bar:
-        if losses[cause] and losses[cause][-1] >= ENOUGH:
-            continue
-        found = sum(find(i, cause, level) for i in range(frames))
-        losses[cause].append(1 - found / whole)
-        bar.set_postfix_str(f"{cause} {level:g}: {losses[cause][-1]:.1%} lost")
-    for cause, lost in losses.items():
-        result[cause] = limits_of(LADDERS[cause][: len(lost)], lost, MOST[cause])
+    result = {}
+    for cause in (bar := tqdm(causes, f"limits {name}", mininterval=5)):
+        levels = LADDERS[cause]
+
+        def lost(k: int, cause: str = cause, levels: Sequence[float] = levels) -> float:
+            bar.set_postfix_str(f"{cause} {levels[k]:g}")
+            return 1 - sum(find(i, cause, levels[k]) for i in range(frames)) / whole
+
+        curve = bisected(lost, len(levels), (HARMFUL, HARMLESS))
+        result[cause] = limits_of([levels[k] for k in curve], list(curve.values()), MOST[cause])
     return result
+
+
+def bisected(lost: Callable[[int], float], count: int, losses: Sequence[float]) -> dict[int, float]:
+    """What is lost at the places, of `count`, around which growing losses are crossed; measured where it must be.
+
+    >>> asked = []
+    >>> bisected(lambda k: (asked.append(k), k / 10)[1], 9, (0.55, 0.25)), asked
+    ({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6}, [4, 6, 5, 1, 2, 3])
+    """
+    measured: dict[int, float] = {}
+    for loss in losses:
+        low, high = -1, count  # below the loss, and not
+        while high - low > 1:
+            k = (low + high) // 2
+            if k not in measured:
+                measured[k] = lost(k)
+            low, high = (k, high) if measured[k] < loss else (low, k)
+    return dict(sorted(measured.items()))
 
 
 def _chance(seed: int, i: int) -> Rng:
@@ -116,7 +136,7 @@ def by_detector(product: Product, frames: int, seed: int) -> dict[str, Limits]:
     labelled = [sample for sample in data.part("validation") if len(sample.xyxy)]
     chosen = [labelled[i] for i in np.linspace(0, len(labelled) - 1, min(frames, len(labelled))).astype(int)]
     recipe = recipes.load(bundle / "recipe.toml", data.classes).detect
-    least = thresholds_of(recipe, data.classes)
+    least = np.minimum(thresholds_of(recipe, data.classes), recipe.review)  # (classes,)
     with opened(shipped(bundle), data.spec, data.classes) as predictor:
         detector = Detector(predictor, data.spec, settings_of(recipe))
 
@@ -143,9 +163,9 @@ def shipped(bundle: Path) -> Path:
     raise ToolError(f"{bundle}: has no detector for this machine ({platform.machine()})")
 
 
-def by_specks(product: Product, frames: int, seed: int) -> dict[str, Limits]:
+def by_specks(product: Product, seed: int) -> dict[str, Limits]:
     """Limits by the planted specks whose contrast is left."""
-    chosen = np.linspace(0, len(product) - 1, min(frames, len(product))).astype(int)
+    chosen = np.linspace(0, len(product) - 1, min(PLANTED_FRAMES, len(product))).astype(int)
 
     def find(i: int, cause: str, level: float) -> int:
         image = to_channels(product.read(int(chosen[i])), 1)
