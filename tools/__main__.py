@@ -36,6 +36,7 @@ STEPS = {
     "label_server": ("label_server", "serve a model to a labelling tool over HTTP"),
     "gate": ("gate", "train the gate's classifier over several products, test it on each left out"),
     "build": ("build", "all that lies between a checkpoint and a bundle, in one command"),
+    "anomaly": ("anomaly", "train the model of the unknown on a frozen detector's features"),
     "judges": ("judges", "add gate classifier, anomaly model and drift autoencoder to a bundle"),
     "drift_search": ("drift_search", "find the drift autoencoder's shape by what it tells apart and its .nb latency"),
     "drift": ("drift", "train the drift autoencoder, and measure the baselines of all drift signals"),
