@@ -32,8 +32,10 @@ from edge.preprocess import Image, preprocess
 from edge.records import Frame
 from edge.serving import Product, open_product
 from edge.station import Serving, Station
+from edge.stream_watch import StreamWatch
 
 DISTINCT_FRAMES = 16
+JUDGES = ("gate", "classify", "anomaly", "watch, after it")  # stages that look at a frame beside the detector
 WARM_UP = 5
 START_LIMIT_S = 60.0
 SETTLE_S = 10.0  # the daemon runs so long before its memory is read
@@ -105,6 +107,7 @@ def _print_path(product: Product, pictures: list[Image], frames: int) -> None:
             pipeline, serving, outbox, NoWire(), Topics("edge", "bench", "bench", "bench"), clock, Publishing(),
             ledger.empty(), 0, lambda: 0,
         )  # fmt: skip
+        watch = StreamWatch(product.judges, product.recipe, product.classes, Path(folder) / "drift", clock)
         stages: dict[str, list[float]] = {}
         bare, path = [], []
         for i in range(-WARM_UP, frames):
@@ -115,12 +118,18 @@ def _print_path(product: Product, pictures: list[Image], frames: int) -> None:
             began = time.perf_counter()
             inspection = station.settle(Taken(frame=frame, overruns=0, faults=0))
             path_ms = (time.perf_counter() - began) * 1e3
-            if i < 0 or inspection is None or not inspection.gate.passed:
+            if inspection is None:
+                continue
+            began = time.perf_counter()
+            watch.look(inspection)
+            watch_ms = (time.perf_counter() - began) * 1e3
+            if i < 0 or not inspection.gate.passed:
                 continue
             bare.append(bare_ms)
             path.append(path_ms)
             stage_ms = dict(inspection.stage_ms)
             stage_ms["commit and rest"] = path_ms - sum(stage_ms.values())
+            stage_ms["watch, after it"] = watch_ms
             for stage, ms in stage_ms.items():
                 stages.setdefault(stage, []).append(ms)
         outbox.close()
@@ -133,6 +142,8 @@ def _print_path(product: Product, pictures: list[Image], frames: int) -> None:
     _print_times("bare predictor.run()", np.array(bare))
     ratio = np.median(path) / np.median(bare)
     print(f"whole path / bare predictor: {ratio:.3f} at p50; {1e3 / np.mean(path):.1f} frames a second")
+    beside = sum(float(np.mean(stages[name])) for name in JUDGES if name in stages)
+    print(f"judges beside the detector: {beside:.2f} ms on average, {100 * beside / np.mean(bare):.1f} % of it")
 
 
 def _print_runtimes(bundle: Path, product: Product, pictures: list[Image], frames: int) -> None:
