@@ -156,11 +156,11 @@ class DriftMonitor:
             jump = frame.captured_ts - before.captured_ts - passed_s
         if abs(jump) <= CLOCK_TOLERANCE_S:
             return []
+        words = f"the clock went {'back' if jump < 0 else 'ahead'} by {abs(jump):.0f} s"
         if not math.isfinite(jump):
-            self._last_ts = 0.0
-        words = f"went {'back' if jump < 0 else 'ahead'} by {abs(jump):.0f} s: times told before are doubtful"
+            words, self._last_ts = "the time of a frame is no number", 0.0
         advice = "Check the time server of this box."
-        return [self._event(EventKind.CLOCK, frame, f"the clock {words}", advice)]
+        return [self._event(EventKind.CLOCK, frame, f"{words}: times told before are doubtful", advice)]
 
     def _check_size(self, frame: Frame) -> list[Event]:
         height, width = frame.image.shape[:2]

@@ -1,4 +1,4 @@
-"""The sequential detectors: when they speak, what they say of the change, and what they do with points that are none."""
+"""The sequential detectors: when they speak, what they say of a change, what they do with points that are none."""
 
 from __future__ import annotations
 
