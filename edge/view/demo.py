@@ -24,7 +24,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from edge import config
+import msgspec
+
+from edge import config, recipe
 from edge.errors import EdgeError
 from edge.view.state import NodeId, NodeView
 from edge.view.subscribe import Subscriber, Where
@@ -323,7 +325,7 @@ node = {_quoted(STATION.node)}
 [paths]
 state = {_quoted(str(folder / "state"))}
 bundle = {_quoted(str(bundle.resolve()))}
-
+{_recipe_line(folder, bundle)}
 [mqtt]
 host = {_quoted(mqtt.host)}
 port = {mqtt.port}
@@ -345,6 +347,21 @@ seed = {seed}
             f"{error.filename} cannot be written: {error.strerror}; choose another folder with --state"
         ) from error
     return path
+
+
+def _recipe_line(folder: Path, bundle: Path) -> str:
+    """The bundle's recipe with drift judged by this line: drawn boards are no photographs of real ones.
+
+    Empty where the bundle's recipe cannot be read: the daemon will say so.
+    """
+    try:
+        own = recipe.load(bundle / "recipe.toml")
+        changed = msgspec.structs.replace(own, drift=msgspec.structs.replace(own.drift, baseline="line"))
+        path = folder / "recipe.toml"
+        path.write_text(recipe.dump(changed), "utf-8")
+    except (EdgeError, OSError):
+        return ""
+    return f"recipe = {_quoted(str(path))}\n"
 
 
 def _quoted(text: str) -> str:
