@@ -49,7 +49,7 @@ def write_without(data: Dataset, class_name: str, out: Path) -> dict[str, Any]:
     """Write the dataset folder without the class; returns what the run record says of it.
 
     Raises:
-        ToolError: the class is unknown or the only one, or `out` is in use.
+        ToolError: the class is unknown or the only one, `out` is in use, or no image would be left.
     """
     if class_name not in data.classes or len(data.classes) < 2:
         raise ToolError(f"--class-name {class_name}: expected one of several, the data has {', '.join(data.classes)}")
@@ -87,6 +87,8 @@ def write_without(data: Dataset, class_name: str, out: Path) -> dict[str, Any]:
         name = str(target.relative_to(out))
         images.append({**record, "file_name": name, "sha256": sha256_file(target), **known})
         kept += [annotation for annotation, stays in zip(own, left, strict=True) if stays]
+    if not images:
+        raise ToolError(f"{data.root}: every image shows {class_name!r} and has no template: nothing would be left")
     index["categories"].pop(gone)
     index.update(images=images, annotations=kept)
     (out / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -95,7 +97,7 @@ def write_without(data: Dataset, class_name: str, out: Path) -> dict[str, Any]:
         "images": len(written.samples),
         "images_left_out": dropped,
         "defects": len(kept),
-        "defects_before": len(data.samples) and sum(len(sample.xyxy) for sample in data.samples),
+        "defects_before": sum(len(sample.xyxy) for sample in data.samples),
         "data_sha256": data_hash(written.samples),
     }
 
