@@ -32,12 +32,14 @@ from tools import mining
 from tools.calibration import describe
 from tools.contact_sheet import Tile, write_sheets
 from tools.dataset import Dataset, data_hash, read_dataset, read_image, sha256_file
+from tools.drift_evidence import findings as drift_findings
+from tools.drift_evidence import read_moved
 from tools.errors import DataError, ToolError
 from tools.evaluate import choose_recipe, model_hash, opened, pack, settings_of, thresholds_of, unpack
 from tools.formats.raw import IMAGE_SUFFIXES, find_files
 from tools.journal import Journal
 from tools.look_alikes import perceptual_hash, same_pairs, thumbnail
-from tools.mining import DISAGREE, NEAR, UNUSUAL, Finding
+from tools.mining import DISAGREE, DRIFT, NEAR, UNUSUAL, Finding
 from tools.model_info import Purpose, purpose_of
 from tools.plots import figure
 from tools.prelabels import WRITERS, Prelabelled, unique_names
@@ -311,6 +313,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--second", type=Path, help="another model of the same classes; default: the first on mirror images")
     p.add_argument("--like", type=Path, help="the dataset the model was trained on: what is unlike it is worth more")
     p.add_argument("--recipe", type=Path, help="thresholds; default: threshold 0.5, review 0.3")
+    p.add_argument("--drift", type=Path, metavar="REPORT", help="drift report: frames it points at are worth labelling")
     p.add_argument("--count", type=int, default=50, help="how many to pick (%(default)s)")
     p.add_argument("--format", default="coco,labelme,yolo", help="of the labels, with commas (%(default)s)")
     p.add_argument("--out", type=Path, required=True, help="folder of labels, sheets, record and journal")
@@ -342,6 +345,7 @@ def main(arguments: Sequence[str]) -> None:
     files = find_files(args.images, IMAGE_SUFFIXES)
     if not files:
         raise DataError(f"{args.images}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    moved = read_moved(args.drift) if args.drift else []
     like = read_dataset(args.like) if args.like else None
     purpose = purpose_of(args.model, like)
     recipe = choose_recipe(args.recipe, None, purpose.classes).detect
@@ -350,7 +354,11 @@ def main(arguments: Sequence[str]) -> None:
     features, reference = mining.standardised(np.stack([item.features for item in looked]), reference)
     strange = unusual(looked, features, reference)
     all_findings = [{**item.findings, UNUSUAL: s} for item, s in zip(looked, strange, strict=True)]
-    scores = {r: np.array([f[r].score for f in all_findings]) for r in (NEAR, DISAGREE, UNUSUAL)}
+    if moved:
+        shown = drift_findings(moved, {str(file.relative_to(args.images)): file for file in files})
+        for item, known in zip(looked, all_findings, strict=True):
+            known[DRIFT] = shown.get(item.file, Finding(0.0))
+    scores = {r: np.array([f[r].score for f in all_findings]) for r in all_findings[0]}
     scores = {reason: values for reason, values in scores.items() if not np.isnan(values).all()}
     usable, alike = without_look_alikes(looked, scores, features, like, args.count)
     chosen = mining.choose(scores, features, reference, usable, args.count)

@@ -6,6 +6,7 @@ Reasons, each a score where higher is more worth labelling:
 - disagreement: two models, or one on the image and on its mirror images, differ in how sure they are (query by
   committee, Seung et al., 1992);
 - unusual: a high anomaly score, or far from everything in the training set;
+- shows a drift: a drift report points at it;
 - diverse: unlike all that was chosen before (core-set, Sener and Savarese, arXiv:1708.00489).
 
 Arrays in, no files.
@@ -24,9 +25,10 @@ from edge.records import Detections
 from tools.temperature import logit
 
 NEAR, DISAGREE, UNUSUAL, DIVERSE = "near the threshold", "models disagree", "unusual", "diverse"
+DRIFT = "shows a drift"
 # Parts of the choice, and the least score that counts as the reason.
-SHARES: Mapping[str, int] = {NEAR: 3, DISAGREE: 3, UNUSUAL: 2, DIVERSE: 2}
-LEAST: Mapping[str, float] = {NEAR: 0.3, DISAGREE: 0.2, UNUSUAL: 0.9}
+SHARES: Mapping[str, int] = {DRIFT: 4, NEAR: 3, DISAGREE: 3, UNUSUAL: 2, DIVERSE: 2}
+LEAST: Mapping[str, float] = {DRIFT: 0.25, NEAR: 0.3, DISAGREE: 0.2, UNUSUAL: 0.9}
 POOL = 3  # a reason's images are chosen, as unlike each other as can be, from so many times as many of the best
 SAME_PLACE_IOU = 0.33
 NEIGHBOURS = 3
