@@ -40,6 +40,7 @@ STEPS = {
     "judges": ("judges", "add gate classifier, anomaly model and drift autoencoder to a bundle"),
     "drift_search": ("drift_search", "find the drift autoencoder's shape by what it tells apart and its .nb latency"),
     "drift": ("drift", "train the drift autoencoder, and measure the baselines of all drift signals"),
+    "drift_compare": ("drift_compare", "what the drift autoencoders of several products see, side by side"),
     "make_bundle": ("make_bundle", "put models, recipe, golden samples, passport and card together"),
 }
 

@@ -4,8 +4,8 @@ What good frames have in common fits through the code; what is new does not, and
 Salakhutdinov, Science 313, 2006, for the kind of network; Vincent et al., ICML 2008, for learning it by taking out
 noise). Built for INT8 like the detector: patches instead of overlapping convolutions, all of it at low resolution,
 BatchNorm and ReLU. The last layer does not enlarge anything: its channels are the pixels of a cell's square, and who
-compares them with the input puts the input into the same order (`edge.drift.reconstruct`). That costs a 1x1
-convolution, which INT8 makes faster, where a transposed one would stay FP32 on x86.
+compares them with the input puts the input into the same order (`edge.drift.reconstruct`): a 1x1 convolution instead of
+a transposed one.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class AutoencoderConfig:
         kernel: their side; 3 lets a cell see its neighbours.
     """
 
-    width: int = 128
-    height: int = 128
+    width: int = 256
+    height: int = 256
     tile: int = 64
     patch: int = 8
     stem: int = 32
@@ -99,6 +99,11 @@ class Autoencoder(nn.Layer):
             *[ConvNorm(c.inner, c.inner) for _ in range(c.depth)],
             nn.Conv2D(c.inner, c.cell**2, 1),
         )
+
+    @property
+    def output_layer(self) -> str:
+        """Name of the last convolution. It stays FP32: its rounding would go into each pixel, and so into the error."""
+        return f"decoder.{len(self.decoder) - 1}"
 
     def forward(self, image: paddle.Tensor) -> paddle.Tensor:
         return self.decoder(self.encoder(image))

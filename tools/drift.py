@@ -248,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
     add_allowed(p)
     p.add_argument("--every", type=int, default=10, help="the device looks at each so-many-th frame (%(default)s)")
     p.add_argument("--judged", type=int, default=80, help="frames a condition (%(default)s)")
-    for name in ("steps", "batch", "rate", "weight_decay", "noise", "drawn", "seed"):
+    for name in ("steps", "batch", "crop", "rate", "weight_decay", "noise", "drawn", "seed"):
         default = getattr(d, name)
         flag = f"--{name.replace('_', '-')}"
         p.add_argument(flag, type=type(default), default=default, help="of training (%(default)s)")
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str]) -> None:
     held = frame_files(data.part("validation"))
     run, network, calibration = learn(args, data)
     plot_losses(run.losses, args.out / "train.png")
-    written = write_judge(network, NAME, calibration, args.out)
+    written = write_judge(network, NAME, calibration, args.out, keep_fp32=[network.output_layer])
     spec, nb = network.config.input, args.out / FORMS[0].format(name=NAME)
 
     frames = read_grey(held, "read validation frames")

@@ -50,8 +50,8 @@ class Seen:
 
     Attributes:
         group: `allowed`, `degraded` or `other`. frames: how many.
-        error: their mean. percent: over the mean of good frames. score: the mean score.
-        plain_percent: of the mean square error over that of good frames.
+        error: their median. percent: over the median of good frames. score: the mean score.
+        plain_percent: of the median mean square error over that of good frames.
     """
 
     group: str
@@ -69,14 +69,14 @@ def judge(good: Errors, others: Mapping[str, Mapping[str, Errors]]) -> dict[str,
         good: errors of good frames, 10 or more. others: group -> condition -> errors.
     """
     plan = PLANS["ae_error"]
-    baseline = numbers(good.scaled, plan.least + plan.share * float(np.mean(good.scaled)))
+    baseline = numbers(good.scaled, plan.least + plan.share * float(np.median(good.scaled)))
     result = {}
     for group in GROUPS:
         for name, errors in others.get(group, {}).items():
             result[name] = Seen(
                 group,
                 frames=len(errors.scaled),
-                error=float(np.mean(errors.scaled)),
+                error=float(np.median(errors.scaled)),
                 percent=_over(errors.scaled, good.scaled),
                 score=float(np.mean([score(e, baseline) for e in errors.scaled])),
                 plain_percent=_over(errors.plain, good.plain),
@@ -85,7 +85,7 @@ def judge(good: Errors, others: Mapping[str, Mapping[str, Errors]]) -> dict[str,
 
 
 def _over(these: Sequence[float], good: Sequence[float]) -> float:
-    return 100 * (float(np.mean(these)) / float(np.mean(good)) - 1)
+    return 100 * (float(np.median(these)) / float(np.median(good)) - 1)
 
 
 def separation(seen: Mapping[str, Seen]) -> float:
@@ -105,7 +105,7 @@ def table(seen: Mapping[str, Seen], good: Errors) -> str:
     """All conditions as Markdown."""
     head = ("condition", "group", "frames", "error", "over the baseline", "score", "mean square over the baseline")
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines.append(f"| {GOOD} | baseline | {len(good.scaled)} | {np.mean(good.scaled):.4f} |  |  |  |")
+    lines.append(f"| {GOOD} | baseline | {len(good.scaled)} | {np.median(good.scaled):.4f} |  |  |  |")
     for name, s in seen.items():
         values = (name, s.group, f"{s.frames}", f"{s.error:.4f}", f"{s.percent:+.1f} %", f"{s.score:+.2f}")
         lines.append("| " + " | ".join((*values, f"{s.plain_percent:+.1f} %")) + " |")

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,23 @@ import numpy as np
 from tqdm import tqdm
 
 from edge.boxes import Float
-from edge.preprocess import Image
-from tools.autoencoder import AutoencoderConfig
+from edge.preprocess import Image, InputSpec
+from tools.autoencoder import Autoencoder, AutoencoderConfig
 from tools.dataset import data_hash, read_dataset
 from tools.device_runtime import DevicePredictor
-from tools.drift import NAME, add_allowed, allowed_of, other_frames
+from tools.drift import add_allowed, allowed_of, other_frames
 from tools.drift_frames import conditions, frame_files, pictures, read_grey, spread
 from tools.drift_score import GOOD, errors_of, judge, separation
 from tools.drift_train import TrainConfig, Training, draw_pictures, train
 from tools.errors import ToolError
 from tools.journal import Journal
-from tools.judge_model import FORMS, write_judge
+from tools.judge_model import PERCENT
+from tools.layers import CONV, read_layers
 from tools.machine import faster_training
+from tools.paddle_model import StaticModel, compile_nb, save_layer
+from tools.plan import sums_wrongly
 from tools.plots import figure
+from tools.ptq import post_training, reduce_range
 from tools.run_record import write_record
 from tools.search import Choice, draw, front, title, vary
 
@@ -49,8 +53,8 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "kernel": (1, 3),
 }
 TURNS, ROUNDS, FASTEST = 5, 20, 0.2
-JUDGED = 40  # frames a condition
-CALIBRATION_FRAMES = 48
+JUDGED = 24  # frames a condition
+CALIBRATION_FRAMES = 24
 
 
 class Frames:
@@ -98,14 +102,18 @@ class Frames:
         return self._once("judged", network, lambda: self._draw_judged(network))
 
     def _draw_judged(self, network: AutoencoderConfig) -> dict[str, dict[str, Float]]:
-        spec, seed = network.input, self._args.seed
-        some: list[Image] = [self._judged[i] for i in spread(len(self._judged), JUDGED)]
-        found = {
-            group: {name: pictures(some, spec, change, seed) for name, change in changes.items()}
-            for group, changes in conditions(allowed_of(self._args)).items()
-        }
+        spec = network.input
+        found = {g: {n: pictures(frames, spec) for n, frames in named.items()} for g, named in self._changed().items()}
         found["other"] = {name: pictures(frames, spec) for name, frames in self._others.items()}
         return {GOOD: {GOOD: pictures(self._judged, spec)}, **found}
+
+    @cache  # noqa: B019 - one object, as long as the step
+    def _changed(self) -> dict[str, dict[str, list[Image]]]:
+        """Frames as each condition leaves them, by its group."""
+        some = [self._judged[i] for i in spread(len(self._judged), JUDGED)]
+        rng = np.random.default_rng(self._args.seed)
+        groups = conditions(allowed_of(self._args))
+        return {g: {n: [change(f, rng) for f in some] for n, change in named.items()} for g, named in groups.items()}
 
 
 def network_of(choice: Choice, base: AutoencoderConfig) -> AutoencoderConfig | None:
@@ -116,12 +124,26 @@ def network_of(choice: Choice, base: AutoencoderConfig) -> AutoencoderConfig | N
         return None
 
 
+def write_nb(network: Autoencoder, tensors: Sequence[Float], folder: Path) -> Path:
+    """The INT8 `.nb` for x86 alone, as `tools.judge_model` makes it."""
+    fp32, quantized, nb = folder / "fp32", folder / "quantized", folder / "drift.x86_64.int8.nb"
+    spec = network.config.input
+    save_layer(network, fp32, InputSpec(spec.width, spec.height, spec.channels))
+    layers = [layer for layer in read_layers(fp32) if layer.shape.op == CONV]
+    kept = [x.filter for x in layers if x.name == network.output_layer or sums_wrongly(x.shape, "x86")]
+    post_training(fp32, quantized, tensors, "hist", kept, PERCENT)
+    model = StaticModel.load(quantized)
+    reduce_range(model)
+    model.save(quantized)
+    compile_nb(quantized, nb, "x86")
+    return nb
+
+
 def try_out(network: AutoencoderConfig, frames: Frames, config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Train a network, make its `.nb`, time and judge it; the row for the table."""
     run = Training(network, config)
     train(run, frames.training(network, config), folder / "drift.pdckpt")
-    written = write_judge(run.network, NAME, frames.calibration(network), folder)
-    nb = folder / FORMS[0].format(name=NAME)
+    nb = write_nb(run.network, frames.calibration(network), folder)
     sets = frames.judged(network)
     with closing(DevicePredictor(nb)) as predictor:
         tensor = sets[GOOD][GOOD][:1]
@@ -130,8 +152,8 @@ def try_out(network: AutoencoderConfig, frames: Frames, config: TrainConfig, fol
     seen = judge(errors[GOOD][GOOD], errors)
     return {
         "int8_ms": round(float(np.quantile(times, FASTEST)), 3),
-        "int8_kb": round(written["bytes"][nb.name] / 1000, 1),
-        "error": round(float(np.mean(errors[GOOD][GOOD].scaled)), 4),
+        "int8_kb": round(nb.stat().st_size / 1000, 1),
+        "error": round(float(np.median(errors[GOOD][GOOD].scaled)), 4),
         "separation": round(separation(seen), 3),
         "worst_allowed": round(max(abs(s.score) for s in seen.values() if s.group == "allowed"), 3),
         "seen": {name: asdict(s) for name, s in seen.items()},
@@ -202,13 +224,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--judge-on", nargs="+", required=True, metavar="GROUP", help="groups of the training split")
     p.add_argument("--other", nargs="*", default=[], metavar="NAME=FOLDER", help="other products, to judge on")
     add_allowed(p)
-    p.add_argument("--width", type=int, default=128, help="of the network's input, pixels (%(default)s)")
-    p.add_argument("--height", type=int, default=128, help="(%(default)s)")
+    p.add_argument("--width", type=int, default=256, help="of the network's input, pixels (%(default)s)")
+    p.add_argument("--height", type=int, default=256, help="(%(default)s)")
     p.add_argument("--trials", type=int, default=8, help="networks drawn, the default one first (%(default)s)")
     p.add_argument("--children", type=int, default=4, help="variations of the best two (%(default)s)")
     p.add_argument("--steps", type=int, default=300, help="of training each (%(default)s)")
-    p.add_argument("--batch", type=int, default=32, help="pictures a step (%(default)s)")
-    p.add_argument("--drawn", type=int, default=2000, help="pictures drawn to learn from (%(default)s)")
+    p.add_argument("--batch", type=int, default=16, help="pictures a step (%(default)s)")
+    p.add_argument("--drawn", type=int, default=800, help="pictures drawn to learn from (%(default)s)")
     p.add_argument("--max-ms", type=float, default=1.5, help="time of the INT8 .nb, at most (%(default)s)")
     p.add_argument("--worth", type=float, default=0.1, help="sigmas that a millisecond must bring (%(default)s)")
     p.add_argument("--seed", type=int, default=1)

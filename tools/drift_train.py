@@ -1,6 +1,7 @@
 """Training of a drift autoencoder: paint a good frame's picture from a noisy one of it.
 
-Pictures are drawn once: each good frame turned and shifted as allowed, a few times over. What a step adds is noise,
+Pictures are drawn once: each good frame turned and shifted as allowed, a few times over. A step takes pieces of some:
+the network is all convolutions, so what it learns on a piece holds for the whole, and costs less. It adds noise,
 anew each time, so that the network learns to leave out what differs from pixel to pixel (a denoising autoencoder:
 Vincent et al., ICML 2008). The schedule goes by steps, so the same command gives the same network, stopped and resumed
 or not.
@@ -38,15 +39,16 @@ class TrainConfig:
     Attributes:
         steps: of `batch` pictures each. rate: peak of the learning rate, which falls as a cosine.
         noise: the most that is added to a picture, standard deviation as a share of white.
-        drawn: pictures drawn in all.
+        drawn: pictures drawn in all. crop: side of the piece of a picture that is learned from at once, pixels.
     """
 
-    steps: int = 1500
-    batch: int = 32
+    steps: int = 2000
+    batch: int = 16
     rate: float = 4e-3
     weight_decay: float = 1e-4
     noise: float = 0.06
-    drawn: int = 3000
+    drawn: int = 2000
+    crop: int = 128
     seed: int = 1
 
 
@@ -98,7 +100,7 @@ class Training:
         """Learn from one batch; returns the mean square error."""
         config = self.config
         rng = np.random.default_rng([config.seed, 1, self.step])
-        clean = pictures[rng.integers(0, len(pictures), config.batch)]  # (B, 1, H, W)
+        clean = self._pieces(pictures, rng)  # (B, 1, crop, crop)
         amount = rng.uniform(0, config.noise, (config.batch, 1, 1, 1)).astype(np.float32)
         noisy = clean + amount * rng.standard_normal(clean.shape, np.float32)
         painted = self.network(paddle.to_tensor(noisy))
@@ -110,6 +112,18 @@ class Training:
         self.rate.step()
         self.step += 1
         return float(loss)
+
+    def _pieces(self, pictures: Float, rng: np.random.Generator) -> Float:
+        """Pieces of random pictures; tiles are not cut."""
+        count, _, height, width = pictures.shape
+        network = self.network.config
+        unit = network.tile or network.cell
+        high, wide = (min(side, max(unit, self.config.crop // unit * unit)) for side in (height, width))
+        chosen = rng.integers(0, count, self.config.batch)
+        tops = unit * rng.integers(0, (height - high) // unit + 1, self.config.batch)
+        lefts = unit * rng.integers(0, (width - wide) // unit + 1, self.config.batch)
+        picked = zip(chosen, tops, lefts, strict=True)
+        return np.stack([pictures[i, :, y : y + high, x : x + wide] for i, y, x in picked])
 
 
 def _tensor(value: Any) -> Any:
