@@ -25,8 +25,8 @@ from tools.dataset import sha256_file
 from tools.device_runtime import DevicePredictor
 from tools.errors import ToolError
 from tools.export import largest_difference, write_onnx
-from tools.gate_data import Example, Mosaics, test_set, together, training_set
-from tools.gate_figures import Tested, figures, plot_confusion, plot_limits, plot_roc, probabilities_of
+from tools.gate_data import Example, Mosaics, together, training_set, trial_set
+from tools.gate_figures import Trial, figures, plot_confusion, plot_limits, plot_roc, probabilities_of
 from tools.gate_limits import Limits, as_record, by_detector, by_specks, from_record
 from tools.gate_network import GateNetwork, GateNetworkConfig, network_from
 from tools.gate_products import Product, drawn_products, open_products
@@ -73,23 +73,23 @@ def limits_for(work: Work) -> dict[str, dict[str, Limits]]:
 
 def training_of(work: Work, product: Product, limits: Mapping[str, Limits]) -> tuple[Mosaics, np.ndarray]:
     """The training examples of a product, from disk where they are made already."""
-    path = work.path("train", product.name)
-    if f"train {product.name}" not in work.journal or not path.is_file():
-        count = work.args.drawn_examples if product.drawn else work.args.examples
+    count = work.args.drawn_examples if product.drawn else work.args.examples
+    path, key = work.path("train", product.name), f"train {product.name} {count}"
+    if key not in work.journal or not path.is_file():
         mosaics, labels = training_set(product, limits, count, work.args.seed)
         _save(path, mosaics=mosaics, labels=labels)
-        work.journal.once(f"train {product.name}", lambda: count)
+        work.journal.once(key, lambda: count)
     kept = np.load(path)
     return kept["mosaics"], kept["labels"]
 
 
 def tests_of(work: Work, product: Product, limits: Mapping[str, Limits]) -> tuple[Mosaics, list[Example]]:
     """The test examples of a product, from disk where they are made already."""
-    path = work.path("test", product.name)
-    if f"test {product.name}" not in work.journal or not path.is_file():
-        mosaics, examples = test_set(product, limits, work.args.test_frames, work.args.seed + 1)
+    path, key = work.path("test", product.name), f"test {product.name} {work.args.test_frames}"
+    if key not in work.journal or not path.is_file():
+        mosaics, examples = trial_set(product, limits, work.args.test_frames, work.args.seed + 1)
         _save(path, mosaics=mosaics, examples=np.frombuffer(msgspec.json.encode(examples), np.uint8))
-        work.journal.once(f"test {product.name}", lambda: len(examples))
+        work.journal.once(key, lambda: len(examples))
     kept = np.load(path)
     return kept["mosaics"], msgspec.json.decode(kept["examples"].tobytes(), type=list[Example])
 
@@ -101,12 +101,18 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 def network_for(work: Work, name: str, parts: Sequence[tuple[Mosaics, np.ndarray]]) -> GateNetwork:
     """The network trained on these examples, from disk where it is trained already."""
-    path = work.path("weights", name)
-    if f"weights {name}" not in work.journal or not path.is_file():
+    path, key = work.path("weights", name), weights_key(work, name)
+    if key not in work.journal or not path.is_file():
         trained = fit(*together(parts), epochs=work.args.epochs, seed=work.args.seed, name=f"train {name}")
         _save(path, **{key: value.numpy() for key, value in trained.network.state_dict().items()})
-        work.journal.once(f"weights {name}", lambda: trained.losses)
+        work.journal.once(key, lambda: trained.losses)
     return network_from(dict(np.load(path)))
+
+
+def weights_key(work: Work, name: str) -> str:
+    """Names a training in the journal by all that it depends on beyond the journal's own settings."""
+    a = work.args
+    return f"weights {name} {a.epochs} {a.examples} {a.drawn_examples} {' '.join(sorted(a.kin))}"
 
 
 def left_out_with(name: str, kin: Sequence[str]) -> set[str]:
@@ -125,8 +131,8 @@ def calibrating(product: Product, examples: Sequence[Example]) -> np.ndarray:
     return np.array([order[product.groups[x.frame]] % 2 == 0 for x in examples])
 
 
-def test_fold(work: Work, product: Product, network: GateNetwork, calibration: Mosaics,
-              tests: tuple[Mosaics, list[Example]]) -> Tested:  # fmt: skip
+def try_fold(work: Work, product: Product, network: GateNetwork, calibration: Mosaics,
+              tests: tuple[Mosaics, list[Example]]) -> Trial:  # fmt: skip
     """The left-out product through the INT8 model, as the device runs it."""
     folder = Path(work.args.out) / "work" / f"fold-{product.name}"
     mosaics, examples = tests
@@ -138,8 +144,10 @@ def test_fold(work: Work, product: Product, network: GateNetwork, calibration: M
         predictor.close()
         return [[round(float(v), 5) for v in row] for row in logits]
 
-    logits = np.array(work.journal.once(f"outputs {product.name}", outputs), np.float32)
-    return Tested(examples, probabilities_of(logits), calibrating(product, examples))
+    logits = np.array(
+        work.journal.once(f"outputs of {weights_key(work, product.name)} {work.args.test_frames}", outputs), np.float32
+    )
+    return Trial(examples, probabilities_of(logits), calibrating(product, examples))
 
 
 def ship(work: Work, network: GateNetwork, calibration: Mosaics, settings: GateClassifierSettings) -> dict[str, Any]:
@@ -180,11 +188,11 @@ def parser() -> argparse.ArgumentParser:
                    help="bundle whose detector tells what a fault costs its product; repeat it")  # fmt: skip
     p.add_argument("--kin", action="append", default=[], metavar="A=B",
                    help="leave product B out too when A is tested, since it is like it; repeat it")  # fmt: skip
-    p.add_argument("--examples", type=int, default=2400, help="training examples a product (%(default)s)")
-    p.add_argument("--drawn-examples", type=int, default=1600, help="of each drawn product (%(default)s)")
-    p.add_argument("--epochs", type=int, default=8, help="(%(default)s)")
+    p.add_argument("--examples", type=int, default=1200, help="training examples a product (%(default)s)")
+    p.add_argument("--drawn-examples", type=int, default=800, help="of each drawn product (%(default)s)")
+    p.add_argument("--epochs", type=int, default=12, help="(%(default)s)")
     p.add_argument("--limit-frames", type=int, default=32, help="that tell what a fault costs (%(default)s)")
-    p.add_argument("--test-frames", type=int, default=40, help="of a product, that are spoilt in tests (%(default)s)")
+    p.add_argument("--test-frames", type=int, default=30, help="of a product, that are spoilt in tests (%(default)s)")
     p.add_argument("--refuse", type=float, default=0.005, help="share of good frames that may be refused (%(default)s)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--out", type=Path, required=True, help="folder of the models, record and plots")
@@ -212,7 +220,7 @@ def check(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace) -> Work:
     """Open the products and the journal."""
     photographed = open_products(args.data, args.bundle)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "epochs", "kin", "refuse")}
+    settings = {name: getattr(args, name) for name in ("data", "bundle", "limit_frames", "seed")}
     depends = {**settings, "frames": {p.name: len(p) for p in photographed}, "network": GateNetworkConfig().as_dict()}
     drawn = drawn_products(args.seed, args.drawn_examples)
     return Work(args, photographed, drawn, Journal(args.out / "work" / "gate.journal", depends))
@@ -233,7 +241,7 @@ def main(arguments: Sequence[str]) -> None:
         away = left_out_with(product.name, args.kin)
         network = network_for(work, f"without {product.name}", [s for name, s in sets.items() if name not in away])
         tests = tests_of(work, product, limits[product.name])
-        tested[product.name] = test_fold(work, product, network, sample(sets, away), tests)
+        tested[product.name] = try_fold(work, product, network, sample(sets, away), tests)
         results[product.name] = {
             "left_out": sorted(away), **figures(tested[product.name], settings, args.refuse)
         }  # fmt: skip
@@ -245,7 +253,7 @@ def main(arguments: Sequence[str]) -> None:
         "left_out": results,
         "shipped": shipped,
         "limits": {name: as_record(x) for name, x in limits.items()},
-        "losses": {name: work.journal.once(f"weights {name}", list) for name in _trainings(work)},
+        "losses": {name: work.journal.once(weights_key(work, name), list) for name in _trainings(work)},
         "network": asdict(GateNetworkConfig()),
         "parameters": int(sum(np.prod(p.shape) for p in network.parameters())),
         "outputs": list(OUTPUTS),
@@ -265,13 +273,14 @@ def _trainings(work: Work) -> list[str]:
     return [*(f"without {p.name}" for p in work.photographed), "all"]
 
 
-def draw(out: Path, work: Work, tested: Mapping[str, Tested], results: Mapping[str, dict[str, Any]]) -> None:
+def draw(out: Path, work: Work, tested: Mapping[str, Trial], results: Mapping[str, dict[str, Any]]) -> None:
     """The plots."""
     plot_roc(out / "gate_roc.png", tested)
     plot_confusion(out / "gate_confusion.png", {name: result["confusion"] for name, result in results.items()})
     with figure(out / "gate_training.png", "Training", "epoch", "loss") as axes:
         for name in _trainings(work):
-            axes.plot(range(1, len(losses := work.journal.once(f"weights {name}", list)) + 1), losses, label=name)
+            losses = work.journal.once(weights_key(work, name), list)
+            axes.plot(range(1, len(losses) + 1), losses, label=name)
         axes.legend()
 
 

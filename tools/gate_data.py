@@ -130,7 +130,7 @@ def evenly(count: int, most: int) -> list[int]:
     return [int(v) for v in np.linspace(0, count - 1, min(most, count))]
 
 
-def test_plan(
+def trial_plan(
     product: Product, limits: Mapping[str, Limits], frames: int, rng: Rng
 ) -> Iterator[tuple[int, str, str, float]]:
     """What is made of which frame: its number, label, cause and level.
@@ -151,9 +151,9 @@ def test_plan(
                     yield i, cause, cause, x.harmful * times
 
 
-def test_set(product: Product, limits: Mapping[str, Limits], frames: int, seed: int) -> tuple[Mosaics, list[Example]]:
+def trial_set(product: Product, limits: Mapping[str, Limits], frames: int, seed: int) -> tuple[Mosaics, list[Example]]:
     """Test examples: packed mosaics (N, 256, 256) and what each is."""
-    plan = list(test_plan(product, limits, frames, np.random.default_rng(seed)))
+    plan = list(trial_plan(product, limits, frames, np.random.default_rng(seed)))
     mosaics, examples = np.empty((len(plan), SIDE, SIDE), np.int8), []
     for n, (i, label, cause, level) in enumerate(tqdm(plan, f"tests {product.name}", mininterval=5)):
         image, rng = product.read(i), np.random.default_rng([seed, n])

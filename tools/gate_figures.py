@@ -25,7 +25,7 @@ NAMED = (PASSED, *CLASSIFIED, "blur")  # columns of the confusion
 
 
 @dataclass(frozen=True)
-class Tested:
+class Trial:
     """What the gate is judged by on one product: (N,) examples, their probabilities, the groups that calibrate it.
 
     Attributes:
@@ -53,11 +53,13 @@ def probabilities_of(logits: np.ndarray, temperature: float = 1.0) -> list[dict[
 
 
 def auroc(bad: np.ndarray, good: np.ndarray) -> float:
-    """The chance that a bad one scores higher than a good one, ties half; 0.5 is guessing (Hanley and McNeil, 1982).
+    """The chance that a bad one scores higher than a good one (Hanley and McNeil, 1982); ties count half, NaN: no such.
 
     >>> auroc(np.array([3.0, 2.0]), np.array([1.0, 2.0]))
     0.875
     """
+    if not len(bad) or not len(good):
+        return float("nan")
     ordered = np.sort(good)
     below = np.searchsorted(ordered, bad, "left") + np.searchsorted(ordered, bad, "right")
     return float(below.mean() / (2 * len(good)))
@@ -84,14 +86,14 @@ class Fitted:
     limits: dict[str, float]
 
 
-def calibrate(tested: Tested, settings: GateClassifierSettings, refuse: float) -> Fitted:
+def calibrate(tested: Trial, settings: GateClassifierSettings, refuse: float) -> Fitted:
     """Thresholds from the good frames, as captured, that are there for it."""
     some = np.flatnonzero(tested.calibrates & tested.captured)
     recipe = gate.propose([tested.examples[i].measures for i in some], WHOLE, refuse)
     return Fitted(recipe, fit_limits([tested.probabilities[i] for i in some], settings, refuse))
 
 
-def judge_all(tested: Tested, fitted: Fitted, classifier: bool = True) -> list[GateResult]:
+def judge_all(tested: Trial, fitted: Fitted, classifier: bool = True) -> list[GateResult]:
     """The gate's result on each example, by its own functions, with the classifier always or never."""
     results = []
     for example, probabilities in zip(tested.examples, tested.probabilities, strict=True):
@@ -101,7 +103,7 @@ def judge_all(tested: Tested, fitted: Fitted, classifier: bool = True) -> list[G
     return results
 
 
-def figures(tested: Tested, settings: GateClassifierSettings, refuse: float) -> dict[str, Any]:
+def figures(tested: Trial, settings: GateClassifierSettings, refuse: float) -> dict[str, Any]:
     """All figures of one product."""
     fitted = calibrate(tested, settings, refuse)
     labels, score = tested.labels, spoilt_score(tested.probabilities)
@@ -149,7 +151,7 @@ def confusion(labels: np.ndarray, results: Sequence[GateResult]) -> list[list[in
     return [[int(v) for v in row] for row in table]
 
 
-def plot_roc(path: Path, by_product: Mapping[str, Tested]) -> None:
+def plot_roc(path: Path, by_product: Mapping[str, Trial]) -> None:
     """Blur that costs recall against good frames, for each product left out: classifier, and sharpness alone."""
     with figure(
         path, "Blur that costs a tenth of the recall, on products left out of training", ncols=2, figsize=(10, 4.4)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -28,6 +29,7 @@ Rng = np.random.Generator
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 LEAST_PHOTOGRAPHS = 20
 DRAWN_SIDE = 640
+KEPT = 64  # photographs kept in memory
 SHAPES = 900  # of a picture of dead leaves
 LARGEST_SIDE = 1600  # photographs are cut to it, so that a picture of a telephone does not take a minute
 
@@ -79,7 +81,8 @@ def open_product(folder: Path, bundles: Sequence[Path]) -> Product:
             f"{folder}: {len(files)} photographs; a product is a dataset folder, or a folder of at least "
             f"{LEAST_PHOTOGRAPHS} photographs ({', '.join(PHOTOGRAPHS)})"
         )
-    return Product(folder.name, tuple(p.name for p in files), lambda i: _cut(read_image(files[i], 3)))
+    read = lru_cache(KEPT)(lambda i: _cut(read_image(files[i], 3)))
+    return Product(folder.name, tuple(p.name for p in files), read)
 
 
 def open_products(folders: Sequence[Path], bundles: Sequence[Path]) -> list[Product]:
