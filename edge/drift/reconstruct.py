@@ -89,8 +89,7 @@ def error(tensor: Float, output: Float) -> float:
     >>> round(error(board.astype(np.float32), np.full((1, 4, 2, 2), 0.5, np.float32)), 3)
     0.25
     """
-    squares = in_squares(tensor, output.shape)
-    off = float(np.mean(np.square(output - squares)))
+    off = _mean_square(output - in_squares(tensor, output.shape))
     if not math.isfinite(off):
         raise PredictorError(
             "the drift autoencoder answered with numbers that are not finite; install the bundle again"
@@ -121,6 +120,10 @@ def neighbours(tensor: Float) -> float:
     >>> neighbours(np.array([[[[0, 1], [0, 1]]]], np.float32))
     0.5
     """
-    across = np.diff(tensor, axis=3)
-    down = np.diff(tensor, axis=2)
-    return float(np.mean(np.square(across)) + np.mean(np.square(down))) / 2
+    return (_mean_square(np.diff(tensor, axis=3)) + _mean_square(np.diff(tensor, axis=2))) / 2
+
+
+def _mean_square(values: Float) -> float:
+    # A third of the time of np.mean(np.square(...)), and on this thread alone, as a dot product would not be.
+    flat = values.reshape(-1)
+    return float(np.einsum("i,i->", flat, flat)) / flat.size
