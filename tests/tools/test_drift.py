@@ -63,7 +63,7 @@ def test_the_folder_holds_what_a_bundle_takes(made: Path) -> None:
 def test_the_settings_are_read_by_the_device_and_watch_every_signal(made: Path) -> None:
     settings = decode((made / "drift.json").read_bytes(), "drift.json")
     assert settings.frames == 16 and (settings.width, settings.height) == SIZE
-    assert {"ae_error", "brightness", "sharpness", "noise", "red", "confidence", "kind"} <= set(settings.signals)
+    assert {"ae_error", "brightness", "sharpness", "noise", "red"} <= set(settings.signals)
     assert settings.features is not None and "feature_distance" in settings.signals
     assert settings.autoencoder == AutoencoderConfig(**NETWORK).input  # type: ignore[arg-type]
 
