@@ -41,6 +41,7 @@ STEPS = {
     "drift_search": ("drift_search", "find the drift autoencoder's shape by what it tells apart and its .nb latency"),
     "drift": ("drift", "train the drift autoencoder, and measure the baselines of all drift signals"),
     "drift_compare": ("drift_compare", "what the drift autoencoders of several products see, side by side"),
+    "arl": ("arl", "how long a drift monitor stays calm and how soon it speaks, by simulation"),
     "make_bundle": ("make_bundle", "put models, recipe, golden samples, passport and card together"),
 }
 

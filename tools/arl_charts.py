@@ -108,7 +108,7 @@ class AdwinMany:
         if self._ticks < self._how.every:
             return np.zeros(len(x), bool)
         self._ticks = 0
-        alarm = self._look(len(x)) & self._alive
+        alarm = np.asarray(self._look(len(x)) & self._alive)
         self._alive &= ~alarm
         return alarm
 

@@ -17,7 +17,7 @@ from edge.drift.settings import Advice, Autoencoder, Chart, DriftSettings, Featu
 ARL0: Final = 100_000.0  # frames between false alarms of a whole monitor: about one a day at one part a second
 # The shift each chart is best at, in sigmas, is twice this and the baseline's error.
 ALLOWANCE: Final = 0.5
-EWMA_WEIGHT: Final = 0.1
+EWMA_WEIGHT: Final = 0.05
 PSI_WINDOW: Final = 200
 # What the detector finds depends on how many bad parts a line makes, which no bundle can know: always learned there.
 OF_THE_LINE: Final = ("confidence", "kind")
