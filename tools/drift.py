@@ -52,7 +52,7 @@ from tools.run_record import write_record
 from tools.runtimes import LayerPredictor
 
 NAME = "drift"
-CALIBRATION_FRAMES = 128
+CALIBRATION_FRAMES = 64
 MOST_SHIFT = 0.25  # of the INT8 model's mean error from the FP32 network's, in sigmas of good frames
 ROUNDS = 200  # of timing
 
