@@ -22,6 +22,8 @@ from edge.drift.settings import Kinds, Numbers
 # A baseline of fewer frames says nothing of a stream.
 LEAST_FRAMES = 10
 MOST_QUANTILES = 129
+# Fewer frames do not tell how alike neighbours are: what looks so is mostly chance.
+LEAST_FOR_CORRELATION = 50
 # No score is further out: what is impossible by the baseline still needs a few frames in a row for an alarm.
 MOST_SIGMAS = 4.0
 # Shape of the tail beyond the extremes (generalised Pareto): heavier than any signal's, as a baseline is short.
@@ -37,7 +39,7 @@ def numbers(values: Sequence[float], least: float, ordered: bool = False) -> Num
     Args:
         values: finite, at least 10.
         least: a difference that matters in practice, above 0.
-        ordered: the values are of frames in a row, so that their correlation can be told.
+        ordered: the values are of frames in a row, so that their correlation can be told, from 50 frames on.
 
     >>> baseline = numbers(list(range(101)), least=0.5)
     >>> baseline.centre, round(baseline.sigma, 1), baseline.quantiles[-1]
@@ -60,7 +62,7 @@ def numbers(values: Sequence[float], least: float, ordered: bool = False) -> Num
         sigma=sigma,
         least=least,
         tail=max(tail, sigma / 10),
-        correlation=correlation(data) if ordered else 1.0,
+        correlation=correlation(data) if ordered and n >= LEAST_FOR_CORRELATION else 1.0,
     )
 
 
