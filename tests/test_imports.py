@@ -23,6 +23,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "settings": ("edge.settings", "edge.config", "edge.recipe"),
     "pure": (
         "edge.alarms",
+        "edge.align",
         "edge.annotate",
         "edge.anomaly",
         "edge.boxes",

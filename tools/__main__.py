@@ -37,6 +37,7 @@ STEPS = {
     "gate": ("gate", "train the gate's classifier over several products, test it on each left out"),
     "build": ("build", "all that lies between a checkpoint and a bundle, in one command"),
     "anomaly": ("anomaly", "train the model of the unknown on a frozen detector's features"),
+    "unknown": ("unknown", "leave a class of defect out and find it as unknown"),
     "judges": ("judges", "add gate classifier, anomaly model and drift autoencoder to a bundle"),
     "drift_search": ("drift_search", "find the drift autoencoder's shape by what it tells apart and its .nb latency"),
     "drift": ("drift", "train the drift autoencoder, and measure the baselines of all drift signals"),

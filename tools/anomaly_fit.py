@@ -37,9 +37,10 @@ class FitConfig:
         defects: weight of a defect's cell over one of background, in the head's loss.
     """
 
-    head_steps: int = 800
-    steps: int = 1200
-    batch: int = 16
+    head_steps: int = 400
+    steps: int = 500
+    batch: int = 12
+    window: int = 20
     rate: float = 2e-3
     energy: float = 0.1
     stay: float = STAY
@@ -49,11 +50,22 @@ class FitConfig:
     seed: int = 1
 
 
-def batch_of(cells: Cells, rows: np.ndarray) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Features (B, C, h, w) float32 and labels (B*h*w,) int64 of some pictures."""
-    features = paddle.to_tensor(cells.features[rows].astype(np.float32))
-    features.stop_gradient = False  # the depthwise convolution's own backward pass gives its input a gradient
-    return features, paddle.to_tensor(cells.label[rows].astype(np.int64).ravel())
+def batch_of(cells: Cells, count: int, window: int, rng: np.random.Generator) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Features (B, C, h, w) float32 and labels (B*h*w,) int64 of random windows, one a picture.
+
+    Args:
+        window: side in cells, cut to the picture where it is smaller.
+    """
+    _, height, width = cells.label.shape
+    high, wide = min(window, height), min(window, width)
+    features, labels = [], []
+    for row in rng.integers(len(cells), size=count):
+        y, x = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+        features.append(cells.features[row, :, y : y + high, x : x + wide])
+        labels.append(cells.label[row, y : y + high, x : x + wide])
+    tensor = paddle.to_tensor(np.stack(features).astype(np.float32))
+    tensor.stop_gradient = False  # the depthwise convolution's own backward pass gives its input a gradient
+    return tensor, paddle.to_tensor(np.stack(labels).astype(np.int64).ravel())
 
 
 def _optimizer(parameters: list[paddle.Tensor], rate: float, steps: int) -> tuple[paddle.optimizer.Optimizer, object]:
@@ -79,7 +91,7 @@ def fit_head(network: AnomalyNetwork, cells: Cells, config: FitConfig) -> float:
     losses: list[float] = []
     head.train()
     for _ in tqdm(range(config.head_steps), "pixel head", mininterval=5):
-        features, label = batch_of(cells, rng.integers(len(cells), size=config.batch))
+        features, label = batch_of(cells, config.batch, config.window, rng)
         inside = label < OUTLIER
         logits = by_cell(head(features))
         loss = F.cross_entropy(logits[inside], label[inside], weight=weight)
@@ -106,7 +118,7 @@ def fit_residual(network: AnomalyNetwork, own: Cells, context: Cells | None, con
     history: list[tuple[float, float, float]] = []
     network.head.eval(), network.residual.train()
     for _ in tqdm(range(config.steps), "residual", mininterval=5):
-        x, label = batch_of(own, rng.integers(len(own), size=config.batch))
+        x, label = batch_of(own, config.batch, config.window, rng)
         inside = network.residual.inside(x)
         logits = by_cell(network.head(x + network.residual.project(inside)))
         with paddle.no_grad():
@@ -114,7 +126,7 @@ def fit_residual(network: AnomalyNetwork, own: Cells, context: Cells | None, con
         inlier, outlier = rpl_losses(logits, vanilla, label, config.stay)
         apart = paddle.zeros([])
         if context is not None and config.contrast > 0:
-            others, theirs = batch_of(context, rng.integers(len(context), size=config.batch))
+            others, theirs = batch_of(context, config.batch, config.window, rng)
             far = network.residual.inside(others)
             apart = _contrast(projector, (inside, label), (far, theirs), config.views, rng)
         loss = inlier + config.energy * outlier + config.contrast * apart
