@@ -204,7 +204,9 @@ class _Walk:
 
     def _value(self, value: Any, type_: Any, path: str) -> None:
         info = inspect.type_info(type_)
-        if isinstance(info, inspect.StructType):
+        if value is not None and (optional := _optional_struct(info)) is not None:
+            self.table(value, optional.cls, path)
+        elif isinstance(info, inspect.StructType):
             self.table(value, info.cls, path)
         elif _cases(info):
             self._tagged(value, _cases(info), path)
@@ -289,6 +291,14 @@ def _range(info: inspect.IntType | inspect.FloatType) -> str:
     low = f"above {info.gt:g}" if info.gt is not None else f"at least {info.ge:g}" if info.ge is not None else ""
     high = f"below {info.lt:g}" if info.lt is not None else f"at most {info.le:g}" if info.le is not None else ""
     return (" " + " and ".join(part for part in (low, high) if part)).rstrip()
+
+
+def _optional_struct(info: inspect.Type) -> inspect.StructType | None:
+    """The struct of a field that may also be None; None for every other type."""
+    types = info.types if isinstance(info, inspect.UnionType) else ()
+    present = [t for t in types if not isinstance(t, inspect.NoneType)]
+    only = present[0] if len(present) == 1 and len(types) == 2 else None
+    return only if isinstance(only, inspect.StructType) else None
 
 
 def _cases(info: inspect.Type) -> dict[str, inspect.StructType]:

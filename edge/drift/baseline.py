@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -61,7 +61,7 @@ def numbers(values: Sequence[float], least: float, ordered: bool = False) -> Num
         centre=float(centre),
         sigma=sigma,
         least=least,
-        tail=max(tail, sigma / 10),
+        tail=max(tail, sigma / 2),
         correlation=correlation(data) if ordered and n >= LEAST_FOR_CORRELATION else 1.0,
     )
 
@@ -101,20 +101,29 @@ def kinds(values: Sequence[int], names: Sequence[str]) -> Kinds:
 
 
 def share(x: float, baseline: Numbers) -> float:
-    """The share of frames under `x` while nothing changes, between 0 and 1; ties count half.
+    """The share of frames under `x` while nothing changes, between 0 and 1.
+
+    Frames that are nearer than half of what matters in practice count half, as ties do: so a signal that hardly varies
+    raises no alarm over nothing, and the mean share stays 1/2 whatever the distribution.
 
     >>> b = numbers(list(range(99)), least=0.5)
     >>> round(share(49, b), 4), round(share(98, b), 4), round(share(1000, b), 4)
-    (0.5, 0.99, 1.0)
+    (0.5, 0.9888, 1.0)
     """
+    reach = baseline.least / 2
+    return (_under(x - reach, baseline, bisect_left) + _under(x + reach, baseline, bisect_right)) / 2
+
+
+def _under(x: float, baseline: Numbers, place: Callable[[list[float], float], int]) -> float:
+    """The share under `x`, or with `bisect_right` under or at it."""
     q, n = baseline.quantiles, baseline.frames
     if x < q[0] or x > q[-1]:
         excess = (q[0] - x if x < q[0] else x - q[-1]) / baseline.tail
         beyond = math.pow(1 + TAIL_SHAPE * excess, -1 / TAIL_SHAPE) / (n + 1)
         return beyond if x < q[0] else 1 - beyond
-    left, right = bisect_left(q, x), bisect_right(q, x)
-    between = left == right
-    position = left - 1 + (x - q[left - 1]) / (q[left] - q[left - 1]) if between else (left + right - 1) / 2
+    at = place(q, x)  # quantiles before it
+    inside = 0 < at < len(q)
+    position = at - 1 + (x - q[at - 1]) / (q[at] - q[at - 1]) if inside else max(0, at - 1)
     return (1 + position / (len(q) - 1) * (n - 1)) / (n + 1)
 
 
@@ -123,10 +132,9 @@ def score(x: float, baseline: Numbers) -> float:
 
     >>> b = numbers(list(range(99)), least=0.5)
     >>> [round(score(x, b), 2) for x in (49, 49.1, 98, 1000, -1e9)], score(math.nan, b)
-    ([0.0, 0.0, 2.33, 4.0, -4.0], nan)
+    ([0.0, 0.0, 2.28, 4.0, -4.0], nan)
     """
     if not math.isfinite(x):
         return math.nan
     p = min(1 - 1e-5, max(1e-5, share(x, baseline)))
-    most = min(MOST_SIGMAS, abs(x - baseline.centre) / baseline.least)
-    return min(most, max(-most, _NORMAL.inv_cdf(p)))
+    return min(MOST_SIGMAS, max(-MOST_SIGMAS, _NORMAL.inv_cdf(p)))

@@ -82,8 +82,8 @@ class Numbers(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         quantiles: at evenly spaced probabilities from 0 (the least value) to 1 (the greatest), not decreasing.
         centre: median, in the signal's unit.
         sigma: robust standard deviation, in the signal's unit; never under `least`.
-        least: a difference that matters in practice, in the signal's unit: a score is at most the distance from the
-            centre over it, so that a signal that hardly varies raises no alarm over nothing.
+        least: a difference that matters in practice, in the signal's unit: values that are nearer to each other count
+            as one, so that a signal that hardly varies raises no alarm over nothing.
         tail: how far values go on beyond the extremes, in the signal's unit: the mean excess there.
         correlation: variance of the mean of frames in a row over what it would be if they were independent, 1 or more;
             above 1 where neighbours are alike.
