@@ -86,53 +86,81 @@ class Fitted:
     limits: dict[str, float]
 
 
-def calibrate(tested: Trial, settings: GateClassifierSettings, refuse: float) -> Fitted:
+def calibrate(trial: Trial, settings: GateClassifierSettings, refuse: float) -> Fitted:
     """Thresholds from the good frames, as captured, that are there for it."""
-    some = np.flatnonzero(tested.calibrates & tested.captured)
-    recipe = gate.propose([tested.examples[i].measures for i in some], WHOLE, refuse)
-    return Fitted(recipe, fit_limits([tested.probabilities[i] for i in some], settings, refuse))
+    some = np.flatnonzero(trial.calibrates & trial.captured)
+    recipe = gate.propose([trial.examples[i].measures for i in some], WHOLE, refuse)
+    return Fitted(recipe, fit_limits([trial.probabilities[i] for i in some], settings, refuse))
 
 
-def judge_all(tested: Trial, fitted: Fitted, classifier: bool = True) -> list[GateResult]:
+def judge_all(trial: Trial, fitted: Fitted, classifier: bool = True) -> list[GateResult]:
     """The gate's result on each example, by its own functions, with the classifier always or never."""
     results = []
-    for example, probabilities in zip(tested.examples, tested.probabilities, strict=True):
+    for example, probabilities in zip(trial.examples, trial.probabilities, strict=True):
         cheap = gate.judge(example.measures, fitted.recipe)
         looks = classifier and (cheap.passed or (cheap.cause is not None and cheap.cause.value == "blur"))
         results.append(judged(cheap, probabilities, fitted.limits) if looks else cheap)
     return results
 
 
-def figures(tested: Trial, settings: GateClassifierSettings, refuse: float) -> dict[str, Any]:
+def figures(trial: Trial, settings: GateClassifierSettings, refuse: float) -> dict[str, Any]:
     """All figures of one product."""
-    fitted = calibrate(tested, settings, refuse)
-    labels, score = tested.labels, spoilt_score(tested.probabilities)
-    cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in tested.examples])
+    fitted = calibrate(trial, settings, refuse)
+    labels, score = trial.labels, spoilt_score(trial.probabilities)
+    cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in trial.examples])
     good, blurred = labels == "ok", np.isin(labels, BLURS)
-    results, alone = judge_all(tested, fitted), judge_all(tested, fitted, classifier=False)
+    results, alone = judge_all(trial, fitted), judge_all(trial, fitted, classifier=False)
     return {
         "auroc_blur": {
             "classifier": auroc(score[blurred], score[good]),
-            "classifier_against_as_captured": auroc(score[blurred], score[tested.captured]),
+            "classifier_against_as_captured": auroc(score[blurred], score[trial.captured]),
             "sharpness_alone": auroc(cheap[blurred], cheap[good]),
             "n_bad": int(blurred.sum()),
             "n_good": int(good.sum()),
             **{cause: auroc(score[labels == cause], score[good]) for cause in CLASSIFIED},
         },
         "good_refused": {
-            "as_captured": _refused(results, tested.captured & ~tested.calibrates),
-            "all_good": _refused(results, good & ~tested.calibrates),
-            "sharpness_alone_as_captured": _refused(alone, tested.captured & ~tested.calibrates),
+            "as_captured": _refused(results, trial.captured & ~trial.calibrates),
+            "all_good": _refused(results, good & ~trial.calibrates),
+            "sharpness_alone_as_captured": _refused(alone, trial.captured & ~trial.calibrates),
         },
         "bad_refused": {cause: _refused(results, labels == cause) for cause in CLASSIFIED},
         "bad_refused_cheap_alone": {cause: _refused(alone, labels == cause) for cause in CLASSIFIED},
         "between_refused": _refused(results, labels == "between"),
+        "undecided_only": undecided_only(trial, fitted),
         "confusion": confusion(labels, results),
         "limits": fitted.limits,
         "recipe": {
             name: getattr(fitted.recipe, name) for name in ("sharpness_min", "brightness_min", "brightness_max")
         },
-        "n_calibrating": int((tested.calibrates & tested.captured).sum()),
+        "n_calibrating": int((trial.calibrates & trial.captured).sum()),
+    }
+
+
+def undecided_only(trial: Trial, fitted: Fitted) -> dict[str, Any]:
+    """What is looked at and what slips by where the classifier looks at undecided frames alone.
+
+    The range of sure frames is as `edge calibrate gate` finds it, from frames that are out of focus.
+    """
+    good = [trial.examples[i].measures for i in np.flatnonzero(trial.calibrates & trial.captured)]
+    out_of_focus = [
+        x.measures for x, mine in zip(trial.examples, trial.calibrates, strict=True) if mine and x.label == "defocus"
+    ]
+    if not out_of_focus:
+        return {}
+    recipe = gate.propose_sure(good, out_of_focus, fitted.recipe)
+    cheap = [gate.judge(x.measures, recipe) for x in trial.examples]
+    looks = np.array([gate.undecided(result, recipe) for result in cheap])
+    results = [
+        judged(result, probabilities, fitted.limits) if look else result
+        for result, probabilities, look in zip(cheap, trial.probabilities, looks, strict=True)
+    ]
+    unseen, labels = ~trial.calibrates, trial.labels
+    captured = unseen & trial.captured
+    return {
+        "good_looked_at": Rate(int(looks[captured].sum()), int(captured.sum())).as_dict(),
+        "good_refused": _refused(results, captured),
+        "bad_refused": {cause: _refused(results, unseen & (labels == cause)) for cause in CLASSIFIED},
     }
 
 
@@ -156,9 +184,9 @@ def plot_roc(path: Path, by_product: Mapping[str, Trial]) -> None:
     with figure(
         path, "Blur that costs a tenth of the recall, on products left out of training", ncols=2, figsize=(10, 4.4)
     ) as axes:
-        for name, tested in by_product.items():
-            labels, score = tested.labels, spoilt_score(tested.probabilities)
-            cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in tested.examples])
+        for name, trial in by_product.items():
+            labels, score = trial.labels, spoilt_score(trial.probabilities)
+            cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in trial.examples])
             good, bad = labels == "ok", np.isin(labels, BLURS)
             for each, s in zip(axes, (score, cheap), strict=True):
                 x, y = roc(s[bad], s[good])
