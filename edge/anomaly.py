@@ -26,6 +26,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from edge.align import AlignSettings
 from edge.boxes import Float
 from edge.errors import BundleError, PredictorError
 from edge.records import Scores
@@ -53,6 +54,7 @@ class AnomalySettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_
         threshold: scores from here on are anomalous. overkill: share of good parts wanted over it.
         good_parts: how many the threshold rests on.
         map_limit: cells of the map from here on are shown as foreign.
+        align: how a frame is brought to the place that the model knows, before the detector; None: it is not.
     """
 
     kind: Kind
@@ -64,6 +66,7 @@ class AnomalySettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_
     map_limit: float
     overkill: Annotated[float, Meta(gt=0, lt=0.5)] = 0.005
     good_parts: Annotated[int, Meta(ge=0)] = 0
+    align: AlignSettings | None = None
 
 
 def read_settings(data: bytes, origin: str) -> AnomalySettings:

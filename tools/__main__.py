@@ -38,6 +38,7 @@ STEPS = {
     "build": ("build", "all that lies between a checkpoint and a bundle, in one command"),
     "anomaly": ("anomaly", "train the model of the unknown on a frozen detector's features"),
     "unknown": ("unknown", "leave a class of defect out and find it as unknown"),
+    "normal_parts": ("normal_parts", "model what good parts look like, for a product with good parts only"),
     "judges": ("judges", "add gate classifier, anomaly model and drift autoencoder to a bundle"),
     "drift_search": ("drift_search", "find the drift autoencoder's shape by what it tells apart and its .nb latency"),
     "drift": ("drift", "train the drift autoencoder, and measure the baselines of all drift signals"),

@@ -36,7 +36,7 @@ COVERED = 0.08  # share of a cell that an outlier must cover to count
 RING = 1  # cells around an outlier that are left out
 
 # Cuts as they are: scale and symmetry vary, nothing is erased or drawn.
-AS_IS = AugmentConfig(erase=0.0, negative=0.35, scale_low=0.85, scale_high=1.25, rough=0.0, aimed=0.6)
+AS_IS = AugmentConfig(erase=0.0, negative=0.35, scale_low=0.65, scale_high=1.6, rough=0.0, aimed=0.6)
 # Light, focus, noise and codec of another camera or day. Nothing that lies on the part: that would be an outlier.
 OTHER_CONTEXT = PhysicalConfig(occlusion=0.0, glare=0.0, motion=0.3, defocus=0.5, exposure=0.8, noise=0.6, jpeg=0.3,
                                motion_px=3.0, defocus_px=1.7, stops=1.2)  # fmt: skip

@@ -1,0 +1,249 @@
+"""Choose and ship a model of normality for a product with good parts only, in the feature space of another's detector.
+
+The detector of another product computes features and nothing else. Several models (see `normality`) are fitted to the
+good parts, compared on parts that none of them saw, and timed; what is shipped is the Gaussian at each place, as a
+network, unless it loses by more than `--bearable` to a costlier one, which the record says. Thresholds come from scores
+of good parts by models fitted without them (cross-validation), so that every good part serves both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from tqdm import tqdm
+
+from edge.align import Aligner, AlignSettings, make_reference
+from edge.anomaly import AnomalyJudge, AnomalySettings, limit_for, score_of
+from edge.boxes import Float
+from edge.detect import Predictor
+from edge.predictor import OnnxPredictor
+from edge.preprocess import Image, InputSpec, preprocess
+from tools.anomaly import NAME, draw_scores, false_alarms, parity
+from tools.anomaly_data import FeatureLayer, pool_features
+from tools.anomaly_metrics import separation
+from tools.checkpoint import network_of, read_checkpoint
+from tools.dataset import read_image, sha256_file
+from tools.errors import ToolError
+from tools.export import write_onnx
+from tools.judge_model import write_judge
+from tools.machine import faster_training
+from tools.normality import MODELS, Gaussian, GaussianNetwork, Map, gaussian, semi_orthogonal, smoothed
+from tools.paddle_model import save_layer
+from tools.plots import figure
+from tools.run_record import write_record
+from tools.runtimes import open_predictor
+
+REFERENCE_PX = 352  # width of the picture that parts are aligned to
+FOLDS = 5
+
+
+def pictures(folders: Sequence[Path], pattern: str, channels: int) -> list[Image]:
+    """All pictures of folders whose name matches the pattern, in the order of their names.
+
+    Raises:
+        ToolError: there is none.
+    """
+    files = sorted(p for folder in folders for p in folder.glob(pattern) if p.suffix.lower() in (".jpg", ".png"))
+    if not files:
+        raise ToolError(f"{', '.join(map(str, folders))}: no picture matches {pattern}")
+    return [read_image(path, channels) for path in files]
+
+
+class Backbone:
+    """Features of parts: alignment, preprocessing, detector, pooling."""
+
+    def __init__(self, detector: Predictor, spec: InputSpec, aligner: Aligner | None):
+        self._detector, self.spec, self._aligner = detector, spec, aligner
+
+    def features(self, image: Image) -> Float:
+        """(1, C, h, w) of one picture, not pooled: what the device hands to the judge."""
+        aligned = image if self._aligner is None else self._aligner.align(image)
+        return self._detector.run(preprocess(aligned, self.spec)[0])[-1]
+
+    def pooled(self, images: Sequence[Image], pool: int, name: str) -> Float:
+        """(N, C, h / pool, w / pool) of pictures."""
+        return np.concatenate(
+            [pool_features(self.features(x), pool) for x in tqdm(images, f"features {name}", mininterval=5)]
+        )
+
+
+def part_score(found: Float, smoothing: int, top: int) -> float:
+    """A part's score from its map, as the device has it."""
+    return score_of(smoothed(found, smoothing), top)
+
+
+def folds(count: int, seed: int) -> list[np.ndarray]:
+    """Rows of each fold, in random order."""
+    return np.array_split(np.random.default_rng(seed).permutation(count), min(FOLDS, count))
+
+
+def cross_scores(fit: Callable[[Float], Map], good: Float, args: argparse.Namespace) -> np.ndarray:
+    """Score of each good part by a model fitted to the other folds."""
+    scores = np.empty(len(good))
+    for rows in folds(len(good), args.seed):
+        model = fit(np.delete(good, rows, axis=0))
+        scores[rows] = [part_score(model(good[row]), args.smoothing, args.top) for row in rows]
+    return scores
+
+
+def compare(good: Float, unseen: Float, bad: Float, args: argparse.Namespace) -> dict[str, Any]:
+    """AUROC and cost of each model; unseen good parts against bad ones, and cross-validated good parts as well."""
+    found = {}
+    for name, fit in MODELS.items():
+        model = fit(good)
+        begin = time.process_time()
+        fresh = np.array([part_score(model(x), args.smoothing, args.top) for x in unseen])
+        took = 1e3 * (time.process_time() - begin) / len(unseen)
+        wrong = np.array([part_score(model(x), args.smoothing, args.top) for x in bad])
+        crossed = cross_scores(fit, good, args)
+        found[name] = {
+            "auroc": separation(wrong, fresh).auroc,
+            "auroc_with_cross_validated": separation(wrong, np.concatenate([fresh, crossed])).auroc,
+            "ms_numpy": round(took, 2),
+        }
+        print(f"{name:10s} {json.dumps(found[name])}")
+    return found
+
+
+def network_for(good: Float, args: argparse.Namespace) -> tuple[GaussianNetwork, Callable[[Float], Gaussian]]:
+    """The shipped network, and how to fit its Gaussian to any projected good parts."""
+    projection = semi_orthogonal(args.width, good.shape[1], args.seed)
+
+    def fit(parts: Float) -> Gaussian:
+        return gaussian(np.einsum("kc,nchw->nkhw", projection, parts).astype(np.float32))
+
+    return GaussianNetwork(projection, fit(good), args.pool), fit
+
+
+def projected(fit: Callable[[Float], Gaussian], width: int, seed: int) -> Callable[[Float], Map]:
+    """`fit` as a model of unprojected features."""
+
+    def make(parts: Float) -> Map:
+        model, projection = fit(parts), semi_orthogonal(width, parts.shape[1], seed)
+        return lambda features: model(np.einsum("kc,chw->khw", projection, features))
+
+    return make
+
+
+def set_limits(good: Float, fit: Callable[[Float], Gaussian], args: argparse.Namespace) -> AnomalySettings:
+    """Settings with thresholds from cross-validated scores of the good parts."""
+    make = projected(fit, args.width, args.seed)
+    scores = cross_scores(make, good, args)
+    highest = cross_scores(make, good, argparse.Namespace(**{**vars(args), "top": 1}))
+    return AnomalySettings(
+        kind="square",
+        smoothing=args.smoothing,
+        top=args.top,
+        threshold=round(limit_for(scores, args.overkill).threshold, 5),
+        map_limit=round(limit_for(highest, args.overkill).threshold, 5),
+        overkill=args.overkill,
+        good_parts=len(scores),
+    )
+
+
+def write_detector(checkpoint: Path, spec: InputSpec, work: Path) -> Path:
+    """The features-only detector at this input as ONNX; its Paddle model lies beside it.
+
+    Raises:
+        ToolError: a side is no multiple of the network's deepest stride, or the export failed.
+    """
+    saved = read_checkpoint(checkpoint)
+    if spec.width % 32 or spec.height % 32 or spec.channels != saved.spec.channels:
+        raise ToolError(f"--size {spec.width} {spec.height}: sides of multiples of 32 are wanted")
+    save_layer(FeatureLayer(network_of(saved, checkpoint)), work / "fp32", spec)
+    write_onnx(work / "fp32", work / "detector.onnx")
+    return work / "detector.onnx"
+
+
+def draw_comparison(path: Path, found: dict[str, Any]) -> None:
+    """AUROC over cost of each model, as PNG."""
+    with figure(path, "Models of normality", "ms a part in numpy, one thread", "image AUROC") as axes:
+        for name, figures in found.items():
+            axes.scatter(figures["ms_numpy"], figures["auroc"], label=name)
+        axes.set_xscale("log"), axes.legend()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the step."""
+    p = argparse.ArgumentParser(prog="python -m tools normal_parts", description=__doc__.splitlines()[0])
+    p.add_argument("--good", type=Path, nargs="+", required=True, help="folders with photos of good parts to fit to")
+    p.add_argument("--unseen", type=Path, nargs="+", required=True, help="folders with good parts to test on")
+    p.add_argument("--bad", type=Path, nargs="+", required=True, help="folders with bad parts to test on")
+    p.add_argument("--patterns", nargs=3, default=["*", "*", "*"], help="of the files in each of the three")
+    p.add_argument("--checkpoint", type=Path, required=True, help="the detector whose features are used")
+    p.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), required=True, help="of the input")
+    p.add_argument("--no-align", action="store_true", help="take the parts as they lie")
+    p.add_argument("--pool", type=int, default=2, help="cells of the detector a side that make one of the map")
+    p.add_argument("--width", type=int, default=32, help="channels that the features are projected to (%(default)s)")
+    p.add_argument("--smoothing", type=int, default=1, help="side in cells of the box that averages the map")
+    p.add_argument("--top", type=int, default=5, help="cells whose mean is the score (%(default)s)")
+    p.add_argument("--overkill", type=float, default=0.005, help="good parts wanted over the threshold (%(default)s)")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--out", type=Path, required=True, help="folder of models, settings, record and plots")
+    return p
+
+
+def score_chain(backbone: Backbone, model: Predictor, settings: AnomalySettings, images: Sequence[Image]) -> np.ndarray:
+    """Scores of pictures through models as the device runs them."""
+    judge = AnomalyJudge(model, settings)
+    return np.array([judge.judge(backbone.features(image)).anomaly for image in images])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the step."""
+    args = parser().parse_args(arguments)
+    faster_training()
+    spec = InputSpec(*args.size, read_checkpoint(args.checkpoint).spec.channels)
+    parts = [
+        pictures(f, p, spec.channels) for f, p in zip((args.good, args.unseen, args.bad), args.patterns, strict=True)
+    ]
+    align = None if args.no_align else AlignSettings(reference=make_reference(parts[0][0], REFERENCE_PX))
+    detector = OnnxPredictor(write_detector(args.checkpoint, spec, args.out / "detector"))
+    backbone = Backbone(detector, spec, None if align is None else Aligner(align))
+    good, unseen, bad = (
+        backbone.pooled(x, args.pool, n) for x, n in zip(parts, ("good", "unseen", "bad"), strict=True)
+    )
+    compared = compare(good, unseen, bad, args)
+    network, fit = network_for(good, args)
+    tensors = [backbone.features(image)[0] for image in parts[0]]
+    written = write_judge(network, NAME, tensors, args.out)
+    settings = msgspec.structs.replace(set_limits(good, fit, args), align=align)
+    results: dict[str, Any] = {
+        "models": compared,
+        **written,
+        "settings": msgspec.to_builtins(msgspec.structs.replace(settings, align=None)),
+    }
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    for form in (f"{NAME}.x86_64.int8.nb", f"{NAME}.onnx"):
+        with closing(open_predictor(args.out / form)) as model:
+            scores[form] = {
+                n: score_chain(backbone, model, settings, x)
+                for n, x in zip(("good", "unseen", "bad"), parts, strict=True)
+            }
+        mine = scores[form]
+        over = {n: int((s >= settings.threshold).sum()) for n, s in mine.items()}
+        results[form] = {**asdict(separation(mine["bad"], mine["unseen"])), "over_threshold": over}
+    int8, fp32 = scores.values()
+    results["parity_int8_fp32"] = parity(
+        np.concatenate(list(int8.values())), np.concatenate(list(fp32.values())), settings.threshold, settings.threshold
+    )
+    results["false_alarms"] = false_alarms(int((int8["unseen"] >= settings.threshold).sum()), len(int8["unseen"]))
+    (args.out / f"{NAME}.json").write_bytes(msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
+    draw_scores(args.out / "scores.png", int8, settings.threshold)
+    draw_comparison(args.out / "models.png", compared)
+    write_record(
+        args.out / "anomaly.record.json",
+        "normal_parts",
+        {**vars(args), "checkpoint_sha256": sha256_file(args.checkpoint)},
+        results,
+    )
+    print(json.dumps(results, indent=1))
