@@ -56,7 +56,8 @@ class Aligner:
     """
 
     def __init__(self, settings: AlignSettings) -> None:
-        grey = cv2.imdecode(np.frombuffer(settings.reference, np.uint8), cv2.IMREAD_GRAYSCALE)
+        data = np.frombuffer(settings.reference or b"?", np.uint8)  # OpenCV takes no empty array
+        grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
         if grey is None or min(grey.shape) < LEAST_SIDE:
             raise BundleError("the reference picture for aligning parts cannot be used; install the bundle again")
         self._size = (grey.shape[1], grey.shape[0])

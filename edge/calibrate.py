@@ -1,4 +1,4 @@
-"""Proposes a gate's thresholds from frames that are known to be good."""
+"""Proposes thresholds of the gate and of the anomaly judge from frames that are known to be good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import cv2
 import msgspec
 import numpy as np
 
-from edge import gate, gate_classifier, loading
+from edge import gate, gate_classifier, loading, serving
+from edge.anomaly import Limit, limit_for
 from edge.bundle import manifest as manifests
 from edge.capture.folder import find_images, read_image
 from edge.capture.optics import defocus_kernel
@@ -20,6 +21,7 @@ from edge.gate import Measures
 from edge.gate_classifier import GateClassifier, GateClassifierSettings
 from edge.preprocess import Image, check_image, to_channels
 from edge.recipe import GateRecipe
+from edge.records import Frame, Scores
 
 LEAST_FRAMES = 20
 # Radius of the disc of confusion that costs a detector of fine defects a tenth of its recall.
@@ -141,3 +143,55 @@ def _tried(recipe: GateRecipe, good: Good, limits: Mapping[str, float]) -> Propo
             result = gate_classifier.judged(result, probabilities, limits)
         refused += not result.passed
     return Proposal(recipe, good, refused, looked_at)
+
+
+@dataclass(frozen=True)
+class AnomalyProposal:
+    """A limit of the anomaly score for a line, and what it rests on.
+
+    Attributes:
+        limit: scores from here on are to go to a person. scores: of each usable frame, in their order.
+        reached: how many of the frames reach the bundle's own limit, which is `bundle_limit`.
+        unusable: a sentence about each file that was left out.
+    """
+
+    limit: Limit
+    scores: list[float]
+    reached: int
+    bundle_limit: float
+    unusable: list[str]
+
+
+def calibrate_anomaly(folder: Path, bundle: Path, overkill: float) -> AnomalyProposal:
+    """A limit that about `overkill` of good frames like these reach.
+
+    Args:
+        folder: images of good frames. bundle: its detector and anomaly judge score them.
+        overkill: share of good frames, in (0, 0.2].
+
+    Raises:
+        UsageError: too few usable frames to propose anything.
+        BundleError, ConfigError, PredictorError: the bundle has no anomaly judge, or cannot be used here.
+    """
+    product = serving.open_product(bundle, Runtime())
+    if product.judges.anomaly is None:
+        raise BundleError(f"the bundle {bundle} has no anomaly judge, or its recipe says not to use it")
+    pipeline = product.pipeline(lambda: 0)
+    scores: list[Scores] = []
+    unusable: list[str] = []
+    for path in find_images(folder):
+        try:
+            frame = Frame(read_image(path), "calibrate", len(scores) + 1, 0, 0.0, path.name)
+            found = pipeline.inspect(frame, detect_refused=True).scores  # what the gate thinks is not asked here
+        except (CaptureError, ImageError) as error:
+            unusable.append(f"{path.name}: {error}")
+            continue
+        scores.append(found)
+    values = [s.anomaly for s in scores if s.anomaly is not None]
+    if len(values) < LEAST_FRAMES:
+        raise UsageError(
+            f"{folder} holds {len(values)} usable images and a limit wants at least {LEAST_FRAMES} good frames: record "
+            "more of them over a whole shift"
+        )
+    reached = sum(s.anomalous for s in scores)
+    return AnomalyProposal(limit_for(values, overkill), values, reached, scores[0].anomaly_limit or 0.0, unusable)

@@ -197,6 +197,11 @@ def _add_calibrate(commands: Commands[argparse.ArgumentParser]) -> None:
     gate.add_argument("--refuse", type=float, default=0.005, help="share of good frames that may be refused")
     gate.add_argument("--bundle", type=Path, help="fit the limits of this bundle's classifier too")
     gate.set_defaults(command=_calibrate_gate)
+    anomaly = what.add_parser("anomaly", help="propose the limit of the anomaly score from good frames")
+    anomaly.add_argument("folder", type=Path, metavar="DIR", help="images of good frames, best of a whole shift")
+    anomaly.add_argument("--bundle", type=Path, required=True, help="the bundle whose models score them")
+    anomaly.add_argument("--overkill", type=float, default=0.005, help="share of good frames that may reach the limit")
+    anomaly.set_defaults(command=_calibrate_anomaly)
 
 
 def _calibrate_gate(options: argparse.Namespace) -> int:
@@ -217,6 +222,23 @@ def _calibrate_gate(options: argparse.Namespace) -> int:
     if good.probabilities:
         print(f"# the classifier looks at {proposal.looked_at} of them ({100 * proposal.looked_at / n:.1f} %)")
     print(recipe.dump_gate(proposal.recipe), end="")
+    return OK
+
+
+def _calibrate_anomaly(options: argparse.Namespace) -> int:
+    from edge import calibrate
+
+    if not 0 < options.overkill <= 0.2:
+        raise UsageError(f"--overkill {options.overkill} is not a share in (0, 0.2]")
+    proposal = calibrate.calibrate_anomaly(options.folder, options.bundle, options.overkill)
+    for sentence in proposal.unusable:
+        print(f"left out: {sentence}", file=sys.stderr)
+    n, scores = len(proposal.scores), sorted(proposal.scores)
+    print(f"# from {n} good frames; scores {scores[0]:.4g} to {scores[-1]:.4g}")
+    print(f"# the bundle's own limit {proposal.bundle_limit:.4g} is reached by {proposal.reached} of them")
+    if proposal.limit.extrapolated:
+        print(f"# {n} frames do not show {options.overkill:g} of all: the limit is what their worst fifth suggests")
+    print(f"[anomaly]\nreview = {proposal.limit.threshold:.5g}")
     return OK
 
 

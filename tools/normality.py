@@ -32,7 +32,7 @@ FLOOR = 0.1  # share of the features' overall variance added at each place: a sc
 SHRINK = 0.1  # of the full covariance towards a multiple of the identity
 BANK = 500  # patches of the coreset
 BOTTLENECK = 8  # channels through which the student must get the features
-STUDENT_STEPS = 300
+STUDENT_STEPS, STUDENT_BATCH, STUDENT_WINDOW = 300, 6, 16
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def student(good: Float, steps: int = STUDENT_STEPS, seed: int = 1) -> Map:
     rate = paddle.optimizer.lr.CosineAnnealingDecay(3e-3, steps)
     optimizer = paddle.optimizer.AdamW(rate, parameters=network.parameters())
     for _ in range(steps):
-        x = paddle.to_tensor((good[rng.integers(len(good), size=4)] / deviation).astype(np.float32))
+        x = paddle.to_tensor((_windows(good, rng) / deviation).astype(np.float32))
         loss = F.mse_loss(network(x), x)
         loss.backward()
         optimizer.step(), optimizer.clear_grad(), rate.step()
@@ -148,6 +148,16 @@ def student(good: Float, steps: int = STUDENT_STEPS, seed: int = 1) -> Map:
         return np.asarray(np.square(told - x).mean(axis=0), np.float32)
 
     return score
+
+
+def _windows(good: Float, rng: np.random.Generator) -> Float:
+    """Random windows of parts, one each of `STUDENT_BATCH`."""
+    _, _, height, width = good.shape
+    high, wide = min(STUDENT_WINDOW, height), min(STUDENT_WINDOW, width)
+    rows = rng.integers(len(good), size=STUDENT_BATCH)
+    tops = rng.integers(height - high + 1, size=STUDENT_BATCH)
+    lefts = rng.integers(width - wide + 1, size=STUDENT_BATCH)
+    return np.stack([good[r, :, y : y + high, x : x + wide] for r, y, x in zip(rows, tops, lefts, strict=True)])
 
 
 MODELS: dict[str, Callable[[Float], Map]] = {
