@@ -132,7 +132,7 @@ class Daemon:
     def _make_station(self, counts: LedgerCounts, parts: int) -> Station:
         product = self.product
         pipeline = product.pipeline(self._clock.mono_ns)
-        serving = Serving(product.classes, product.shown_from, product.digest)
+        serving = Serving(product.classes, product.shown_from, product.digest, product.foreign_from)
         station = Station(
             pipeline,
             serving,

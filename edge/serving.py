@@ -57,6 +57,11 @@ class Product:
         return decisive_confidence(self.recipe.detect)
 
     @property
+    def foreign_from(self) -> float | None:
+        """Cells of the anomaly map are drawn as foreign from here on; None without an anomaly judge."""
+        return self.judges.anomaly.settings.map_limit if self.judges.anomaly is not None else None
+
+    @property
     def runtime(self) -> str:
         """What runs the model, in one line, with the execution providers that really do.
 

@@ -85,6 +85,7 @@ class Serving:
     classes: tuple[str, ...]
     shown_from: float
     bundle_digest: str
+    foreign_from: float | None = None  # cells of the anomaly map are drawn from here on
 
 
 class Station:
@@ -268,7 +269,9 @@ class Station:
 
     def _draw(self, inspection: Inspection) -> bytes:
         serving, publishing = self._serving, self._publishing
-        picture = annotate(inspection, serving.classes, serving.shown_from, publishing.image_width)
+        picture = annotate(
+            inspection, serving.classes, serving.shown_from, publishing.image_width, serving.foreign_from
+        )
         return to_jpeg(picture, publishing.image_quality)
 
     def alarm(self, code: str, severity: str, text: str, advice: str) -> None:
