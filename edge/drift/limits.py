@@ -14,10 +14,12 @@ import numpy as np
 
 from edge.drift.settings import Side
 
-# Standard errors of the baseline that a detector allows for; of one that learns the mean from the stream as well. With
-# them baselines of 15, 60 and 500 frames all keep the wanted ARL0 on average over baselines (`tools arl` measures it).
+# Standard errors of the baseline that a detector allows for. With 1.5 baselines of 15, 60 and 500 frames that the line
+# itself gave all keep the wanted ARL0 on average (`tools arl` measures it). The frames of a data set are a sample of
+# their own beside, and its mean is as far again from the line's.
 BASELINE_ERRORS = 1.5
-LEARNT_ERRORS = 1.0
+DATA_SET_ERRORS = 2.5
+LEARNT_ERRORS = 0.5  # fewer for a detector that learns the mean from the stream as well
 
 # The normal distribution by table: exact to 5 parts in 100,000 in the tails, and numpy has none.
 _GRID = np.linspace(-8, 8, 4001)

@@ -127,9 +127,10 @@ def _signal(name: str, measured: Measured, arl0: float) -> Signal:
     least = max(plan.least, plan.share * abs(float(np.median(values))))
     baseline = numbers(values, least, measured.ordered)
     batch = min(MOST_BATCH, math.ceil(baseline.correlation))
+    errors = limits.BASELINE_ERRORS if measured.ordered else limits.DATA_SET_ERRORS
     return Signal(
         baseline=baseline,
-        chart=chart_for(plan.chart, plan.side, baseline, arl0 / batch),
+        chart=chart_for(plan.chart, plan.side, baseline, arl0 / batch, errors),
         unit=plan.unit,
         batch=batch,
         advice=plan.advice,
@@ -137,10 +138,14 @@ def _signal(name: str, measured: Measured, arl0: float) -> Signal:
     )
 
 
-def chart_for(kind: Kind, side: Side, baseline: Numbers, arl0: float) -> Chart:
-    """A detector with limits for an ARL0 of so many of its points."""
+def chart_for(kind: Kind, side: Side, baseline: Numbers, arl0: float, errors: float = limits.BASELINE_ERRORS) -> Chart:
+    """A detector with limits for an ARL0 of so many of its points.
+
+    Args:
+        errors: standard errors of the baseline that are allowed for.
+    """
     frames = baseline.frames / baseline.correlation  # that many independent ones
-    error = limits.baseline_error(frames)
+    error = limits.baseline_error(frames, errors)
     if kind == "ewma":
         limit = limits.ewma_limit(arl0, EWMA_WEIGHT, side)
         return settings.Ewma(weight=EWMA_WEIGHT, limit=limit, allowance=error, side=side)
@@ -149,7 +154,7 @@ def chart_for(kind: Kind, side: Side, baseline: Numbers, arl0: float) -> Chart:
     # The dead zone grows with the baseline's error; the limit is that of the dead zone meant.
     limit = limits.cusum_limit(arl0, ALLOWANCE, side)
     if kind == "page_hinkley":
-        error = limits.baseline_error(frames, limits.LEARNT_ERRORS)
+        error = limits.baseline_error(frames, errors - limits.LEARNT_ERRORS)
         return settings.PageHinkley(allowance=ALLOWANCE + error, limit=limit, prior=frames, side=side)
     return settings.Cusum(allowance=ALLOWANCE + error, limit=limit, side=side)
 
