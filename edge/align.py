@@ -7,7 +7,7 @@ does not mind light, and costs about a millisecond.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import cv2
 import msgspec
@@ -20,6 +20,8 @@ from edge.preprocess import Image, to_channels
 
 BLUR = 1.5  # deviation in pixels of the small picture: what is left is layout, not grain
 LEAST_SIDE = 16
+
+Pixels = TypeVar("Pixels", NDArray[np.uint8], NDArray[np.float32])
 
 
 class AlignSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -98,15 +100,18 @@ class Aligner:
         return np.asarray(cv2.GaussianBlur(grey, (0, 0), BLUR), np.float32)
 
 
-def moved(image: Image, x: int, y: int) -> Image:
-    """The picture moved right by `x` and down by `y` pixels; its border fills the rest.
+def moved(image: Pixels, x: int, y: int) -> Pixels:
+    """The picture moved right by `x` and down by `y` pixels; its border fills the rest, at least one line of it stays.
 
     >>> moved(np.array([[1, 2, 3]], np.uint8), 1, 0).tolist()
     [[1, 1, 2]]
+    >>> moved(np.array([[1, 2, 3]], np.float32), 0, 7).tolist()
+    [[1.0, 2.0, 3.0]]
     """
     if not (x or y):
         return image
     height, width = image.shape[:2]
+    x, y = max(1 - width, min(width - 1, x)), max(1 - height, min(height - 1, y))
     left, top, right, bottom = max(0, x), max(0, y), max(0, -x), max(0, -y)
     kept = image[bottom : height - top, right : width - left]
-    return np.asarray(cv2.copyMakeBorder(kept, top, bottom, left, right, cv2.BORDER_REPLICATE), np.uint8)
+    return np.asarray(cv2.copyMakeBorder(kept, top, bottom, left, right, cv2.BORDER_REPLICATE), image.dtype)

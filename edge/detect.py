@@ -10,9 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.boxes import Float, nms
+from edge.align import moved
+from edge.boxes import Float, clip, nms
 from edge.errors import PredictorError
-from edge.preprocess import Image, InputSpec, Placement, preprocess
+from edge.preprocess import Image, InputSpec, Placement, check_image, preprocess
 from edge.records import Detections
 
 # A box thinner than this in the source image is none.
@@ -113,18 +114,34 @@ class Seen:
         features: (1, C, h, w) float32, what the boxes are computed from; None where the model does not give it.
         placement: where the frame lies on the network's input.
         input_width: of the network's input, pixels.
+        shift: whole pixels (x, y) by which the part lay off its place and was brought back for the network.
     """
 
     detections: Detections
     features: Float | None
     placement: Placement
     input_width: int
+    shift: tuple[int, int] = (0, 0)
+
+
+class Aligner(Protocol):
+    """What the detector needs of `edge.align.Aligner`."""
+
+    def shift(self, image: Image) -> tuple[int, int]:
+        """Whole pixels (x, y) by which the part lies off its place."""
 
 
 class Detector:
-    """Finds the defects on a frame. Made and used in one thread, as its predictor is."""
+    """Finds the defects on a frame. Made and used in one thread, as its predictor is.
 
-    def __init__(self, predictor: Predictor, spec: InputSpec, settings: DetectSettings) -> None:
+    Args:
+        aligner: brings parts to the place that an anomaly judge knows; what is found is told where it lies.
+    """
+
+    def __init__(
+        self, predictor: Predictor, spec: InputSpec, settings: DetectSettings, aligner: Aligner | None = None
+    ) -> None:
+        self._aligner = aligner
         self._predictor = predictor
         self._spec = spec
         self._settings = settings
@@ -145,7 +162,9 @@ class Detector:
             ImageError: an image the pipeline cannot take.
             PredictorError: the runtime failed.
         """
-        tensor, placement = preprocess(image, self._spec, out=self._tensor)
+        check_image(image)
+        x, y = self._aligner.shift(image) if self._aligner is not None else (0, 0)
+        tensor, placement = preprocess(moved(image, -x, -y), self._spec, out=self._tensor)
         lap("preprocess")
         outputs = self._predictor.run(tensor)
         lap("predict")
@@ -157,9 +176,11 @@ class Detector:
         keep = nms(xyxy, confidence, class_id, s.nms_iou, s.max_detections)
         height, width = image.shape[:2]
         in_source = placement.to_source(xyxy[keep], width, height)
+        if x or y:
+            in_source = clip(in_source + np.array([x, y, x, y], np.float32), width, height)
         # What lies on the padding around the image is clipped to nothing.
         seen = (in_source[:, 2:] - in_source[:, :2]).min(axis=1, initial=np.inf) >= LEAST_SIDE_PX
         found = Detections(in_source[seen], confidence[keep][seen], class_id[keep][seen])
         lap("decode")
         features = outputs[2 * len(s.strides)] if len(outputs) > 2 * len(s.strides) else None
-        return Seen(found, features, placement, self._spec.width)
+        return Seen(found, features, placement, self._spec.width, (x, y))

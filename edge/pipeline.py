@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from edge import decide, gate
+from edge.align import moved
 from edge.boxes import Float
 from edge.detect import Seen
 from edge.preprocess import Image, check_image
@@ -91,9 +92,11 @@ class Pipeline:
 
 
 def _on_frame(scores: Scores, seen: Seen, frame: Frame) -> Scores:
-    """The scores with their map over the frame alone, without the padding around it on the network's input."""
+    """The scores with their map over the frame as it was taken: without the padding, and shifted back with the part."""
     if scores.anomaly_map is None:
         return scores
     height, width = frame.image.shape[:2]
     stride = seen.input_width / scores.anomaly_map.shape[1]
-    return replace(scores, anomaly_map=seen.placement.on_source(scores.anomaly_map, width, height, stride))
+    cells = seen.placement.on_source(scores.anomaly_map, width, height, stride)
+    x, y = (round(pixels * seen.placement.scale / stride) for pixels in seen.shift)
+    return replace(scores, anomaly_map=moved(cells, x, y))

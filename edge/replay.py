@@ -148,7 +148,9 @@ def _count(summary: Summary, line: Line, inspection: Inspection | None) -> None:
 def _write_annotated(path: Path, inspection: Inspection, product: Product) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = cv2.imwrite(str(path), annotate(inspection, product.classes, product.shown_from, None, product.foreign_from))
+        written = cv2.imwrite(
+            str(path), annotate(inspection, product.classes, product.shown_from, None, product.foreign_from)
+        )
     except (OSError, cv2.error) as error:
         raise UsageError(f"the annotated image {path} cannot be written: {error}") from error
     if not written:

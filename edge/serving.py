@@ -10,6 +10,7 @@ import numpy as np
 
 from edge import loading
 from edge import recipe as recipes
+from edge.align import Aligner
 from edge.bundle import manifest as manifests
 from edge.bundle.manifest import Artifact, Manifest
 from edge.config import Runtime
@@ -127,8 +128,9 @@ def open_product(
         nms_iou=recipe.detect.nms_iou,
         max_detections=recipe.detect.max_detections,
     )
-    detector = Detector(predictor, spec, settings)
     judges = open_judges(folder, manifest, recipe, runtime, trial_marks)
+    align = judges.anomaly.settings.align if judges.anomaly is not None else None
+    detector = Detector(predictor, spec, settings, Aligner(align) if align is not None else None)
     providers = tuple(loading.providers_of(artifact, runtime))
     return Product(manifest, artifact, recipe, spec, predictor, detector, digest, judges, providers)
 

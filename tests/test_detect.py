@@ -109,3 +109,49 @@ def test_what_lies_on_the_padding_is_no_detection():
     detector = Detector(on_padding, InputSpec(64, 64, 1), DetectSettings((8,)))
     assert len(detector.detect(np.zeros((64, 64), np.uint8))) == 1
     assert len(detector.detect(np.zeros((16, 64), np.uint8))) == 0
+
+
+class WithFeatures(KnownMap):
+    """The same, and features of three channels behind; or features alone."""
+
+    def __init__(self, alone=False):
+        super().__init__()
+        self.alone, self.tensors = alone, []
+
+    def run(self, tensor):
+        self.tensors.append(tensor.copy())
+        features = np.full((1, 3, 8, 8), 2.0, np.float32)
+        return [features] if self.alone else [*super().run(tensor), features]
+
+
+def test_features_come_beside_the_detections_and_change_none():
+    frame = np.zeros((64, 64), np.uint8)
+    plain = Detector(KnownMap(), InputSpec(64, 64, 1), DetectSettings((8,))).look(frame)
+    seen = Detector(WithFeatures(), InputSpec(64, 64, 1), DetectSettings((8,))).look(frame)
+    assert plain.features is None and seen.features is not None and seen.features.shape == (1, 3, 8, 8)
+    assert np.array_equal(seen.detections.xyxy, plain.detections.xyxy)
+
+
+def test_a_network_of_features_alone_finds_nothing_and_gives_them():
+    seen = Detector(WithFeatures(alone=True), InputSpec(64, 64, 1), DetectSettings(())).look(
+        np.zeros((64, 64), np.uint8)
+    )
+    assert len(seen.detections) == 0 and seen.features is not None
+
+
+class Off:
+    """A part that lies 5 px right of and 3 px above its place."""
+
+    def shift(self, image):
+        return 5, -3
+
+
+def test_a_part_off_its_place_is_brought_back_and_told_where_it_lies():
+    spot = np.zeros((64, 64), np.uint8)
+    spot[17, 35] = 255
+    straight, off = WithFeatures(), WithFeatures()
+    there = Detector(straight, InputSpec(64, 64, 1), DetectSettings((8,))).look(spot)
+    seen = Detector(off, InputSpec(64, 64, 1), DetectSettings((8,)), Off()).look(spot)
+    assert off.tensors[0][0, 0, 20, 30] == 1.0, "the network sees it at its place"
+    assert seen.shift == (5, -3)
+    assert np.allclose(seen.detections.xyxy, there.detections.xyxy + [5, -3, 5, -3])
