@@ -154,4 +154,4 @@ def test_a_part_off_its_place_is_brought_back_and_told_where_it_lies():
     seen = Detector(off, InputSpec(64, 64, 1), DetectSettings((8,)), Off()).look(spot)
     assert off.tensors[0][0, 0, 20, 30] == 1.0, "the network sees it at its place"
     assert seen.shift == (5, -3)
-    assert np.allclose(seen.detections.xyxy, there.detections.xyxy + [5, -3, 5, -3])
+    assert np.allclose(seen.detections.xyxy, there.detections.xyxy + np.array([5, -3, 5, -3]))
