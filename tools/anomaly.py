@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -159,13 +160,22 @@ def across_groups(scores: np.ndarray, groups: np.ndarray, overkill: float) -> di
     return found
 
 
+def rounded_up(limit: float) -> float:
+    """A limit with few digits that is not lower: one just over the highest score must stay over it.
+
+    >>> rounded_up(1.0000001)
+    1.00001
+    """
+    return math.ceil(limit * 1e5) / 1e5
+
+
 def set_threshold(
     chain: Chain, scores: np.ndarray, highest: np.ndarray, overkill: float
 ) -> tuple[AnomalySettings, bool]:
     """The chain's settings with limits for scores and cells; and whether the threshold is extrapolated."""
     limit, cell = limit_for(scores, overkill), limit_for(highest, overkill)
     settings = msgspec.structs.replace(
-        chain.settings, threshold=round(limit.threshold, 5), map_limit=round(cell.threshold, 5), overkill=overkill,
+        chain.settings, threshold=rounded_up(limit.threshold), map_limit=rounded_up(cell.threshold), overkill=overkill,
         good_parts=len(scores),
     )  # fmt: skip
     return settings, limit.extrapolated

@@ -27,7 +27,7 @@ from edge.boxes import Float
 from edge.detect import Predictor
 from edge.predictor import OnnxPredictor
 from edge.preprocess import Image, InputSpec, preprocess
-from tools.anomaly import NAME, draw_scores, false_alarms, parity
+from tools.anomaly import NAME, draw_scores, false_alarms, parity, rounded_up
 from tools.anomaly_data import FeatureLayer, pool_features
 from tools.anomaly_metrics import separation
 from tools.checkpoint import network_of, read_checkpoint
@@ -143,8 +143,8 @@ def set_limits(good: Float, fit: Callable[[Float], Gaussian], args: argparse.Nam
         kind="square",
         smoothing=args.smoothing,
         top=args.top,
-        threshold=round(limit_for(scores, args.overkill).threshold, 5),
-        map_limit=round(limit_for(highest, args.overkill).threshold, 5),
+        threshold=rounded_up(limit_for(scores, args.overkill).threshold),
+        map_limit=rounded_up(limit_for(highest, args.overkill).threshold),
         overkill=args.overkill,
         good_parts=len(scores),
     )
