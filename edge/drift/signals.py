@@ -100,10 +100,11 @@ def noise(image: Image) -> float:
     side_y, side_x = min(TILE_PX, height), min(TILE_PX, width)
     plane = image if image.ndim == 2 else image[:, :, 1]  # green: half of a colour sensor's pixels
     levels = []
-    for y in np.linspace(0, height - side_y, TILES).astype(int):
-        for x in np.linspace(0, width - side_x, TILES).astype(int):
-            tile = np.ascontiguousarray(plane[y : y + side_y, x : x + side_x])
-            response = cv2.filter2D(tile, cv2.CV_16S, _NOISE)[1:-1, 1:-1]
+    for row in range(TILES):
+        y = (height - side_y) * row // (TILES - 1)
+        for column in range(TILES):
+            x = (width - side_x) * column // (TILES - 1)
+            response = cv2.filter2D(plane[y : y + side_y, x : x + side_x], cv2.CV_16S, _NOISE)[1:-1, 1:-1]
             levels.append(cv2.norm(response, cv2.NORM_L1) / response.size)
     quietest = sorted(levels)[: len(levels) // 4]
     return _NOISE_SCALE * sum(quietest) / len(quietest)
