@@ -30,6 +30,8 @@ STATE_FORMAT: Final = 1
 CLOCK_TOLERANCE_S: Final = 60.0
 # A signal that was not measured for so many frames is not watched, whatever the last outcome was.
 MOST_UNMEASURED: Final = 500
+# One frame of one grey is a bad picture, which the gate refuses; so many in a row are a fault of the stream.
+CONSTANT_ROW: Final = 3
 # Baselines of other resolutions that are remembered, for a camera that is switched to and fro.
 MOST_SIZES: Final = 4
 
@@ -82,7 +84,7 @@ class DriftMonitor:
         self._known: dict[Size, DriftSettings] = {(bundle.width, bundle.height): bundle} if bundle else {}
         self._previous: Frame | None = None
         self._last_ts = 0.0  # of the newest frame, over restarts
-        self._constant = False
+        self._constant = 0  # frames of one grey in a row
         self.kept: tuple[str, ...] = ()
         self._reset(None)
 
@@ -133,10 +135,10 @@ class DriftMonitor:
         expected = self._settings.features if self._settings else None
         values = signals.measure(inspection, features, ae_error, expected, self._least_confidence())
         constant = signals.is_constant(values)
-        if constant and not self._constant:
-            text = f"the frame is of one grey ({values['brightness']:.0f})"
+        self._constant = self._constant + 1 if constant else 0
+        if self._constant == CONSTANT_ROW:
+            text = f"frames are of one grey ({values['brightness']:.0f}), {CONSTANT_ROW} in a row"
             events.append(self._event(EventKind.CONSTANT, frame, text, "Check the camera, its cable and the lens cap."))
-        self._constant = constant
         self._frames += 1
         self.kept = ()
         if self._settings is not None:

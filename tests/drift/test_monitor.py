@@ -168,7 +168,9 @@ def test_a_first_frame_of_another_size_than_the_bundles_has_no_baseline() -> Non
 def test_frames_of_one_grey_are_named_once_and_count_as_what_they_are(level: int) -> None:
     monitor = DriftMonitor("cam1", bundle_settings(), CLASSES)
     run(monitor, calm(20))
-    events = run(monitor, [judged(np.full((48, 64), level, np.uint8), 20 + k) for k in range(20)])
+    black = [judged(np.full((48, 64), level, np.uint8), 20 + k) for k in range(22)]
+    assert run(monitor, [*black[:2], *calm(30, 22)]) == [], "two bad pictures are the gate's business"
+    events = run(monitor, black[2:])
     assert kinds(events).count(EventKind.CONSTANT) == 1 and f"one grey ({level})" in events[0].text
     assert "contrast" in {event.signal for event in events if event.kind is EventKind.MOVED}
 

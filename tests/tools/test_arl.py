@@ -14,10 +14,11 @@ from edge.drift.baseline import kinds, numbers
 from edge.drift.detectors import Outcome
 from edge.drift.settings import Signal
 from edge.drift.watch import Watch, make_detector
+from tests.tools.tiny import tiny_dataset
 from tools import arl, arl_runs
 from tools.arl_charts import AdwinMany, many
-from tools.errors import ToolError
-from tools.stream_table import Rows
+from tools.errors import DataError, ToolError
+from tools.stream_table import Meter, Rows
 
 BASELINE = numbers(np.random.default_rng(0).normal(size=100).tolist(), 1e-6)
 MIX = kinds([0] * 80 + [1] * 15 + [2] * 5, ["none", "open", "short"])
@@ -147,3 +148,31 @@ def test_of_each_plan_a_signal_gets_as_much_more_as_there_are_signals() -> None:
     assert isinstance(chart, settings.Cusum)
     reach = 2 * plan.ALLOWANCE * (chart.limit + 1.166)
     assert (math.exp(reach) - reach - 1) / (2 * plan.ALLOWANCE**2) / 2 == pytest.approx(1e5 * len(plan.PLANS), rel=0.01)
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Path:
+    """A bundle's worth of good frames that no data set has to be fetched for."""
+    return tiny_dataset(tmp_path / "data", size=(640, 640), groups=("A", "B"), images=10, templates=True)
+
+
+def test_the_step_measures_frames_with_a_bundle_and_goes_on_where_it_stopped(
+    line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(arl, "CONDITIONS", ("dark", "defocus"))
+    monkeypatch.setattr(arl, "LEVELS", (3,))
+    arguments = ["--bundle", "models/pcb", "--data", str(line), "--other", str(line), "--out", str(tmp_path / "out"),
+                 "--changed", "4", "--frames", "100", "--streams", "20", "--halves", "1", "--delay-halves", "1",
+                 "--horizon", "100"]  # fmt: skip
+    with pytest.raises(DataError, match="are too few"):
+        arl.main([*arguments[:3], str(few(tmp_path)), *arguments[4:]])
+    arl.main(arguments)
+    first = json.loads((tmp_path / "out" / "arl.json").read_text())["results"]["frames"]
+    assert first["good"] == 20 and {row["condition"] for row in first["delays"]} == {"dark", "defocus", "product"}
+    monkeypatch.setattr(Meter, "row", lambda *_: pytest.fail("a frame was measured again"))
+    arl.main(arguments)
+    assert "| dark | 3 |" in capsys.readouterr().out
+
+
+def few(root: Path) -> Path:
+    return tiny_dataset(root / "few", size=(64, 64), images=2)
