@@ -15,7 +15,7 @@ from edge.errors import EdgeError
 STEPS = {
     "import": ("import_data", "make a dataset folder of COCO, Pascal VOC, labelme, YOLO or DeepPCB annotations"),
     "curate": ("curate", "find broken, tiny, near-duplicate and unlabelled images; sheets to look at"),
-    "leave_out": ("leave_out", "make a dataset without one of its classes, to see what a detector does with the unknown"),
+    "leave_out": ("leave_out", "make a dataset without one of its classes, to see what becomes of the unknown"),
     "search": ("search", "find the network by .nb latency, size and accuracy"),
     "train": ("train", "train the FP32 detector; stop it at any time, --resume goes on"),
     "partial": ("partial", "train on data sets that each label only some of the classes"),
@@ -44,6 +44,7 @@ STEPS = {
     "drift": ("drift", "train the drift autoencoder, and measure the baselines of all drift signals"),
     "drift_compare": ("drift_compare", "what the drift autoencoders of several products see, side by side"),
     "arl": ("arl", "how long a drift monitor stays calm and how soon it speaks, by simulation"),
+    "good_parts": ("good_parts", "pack a bundle for a product of which only good parts are known"),
     "make_bundle": ("make_bundle", "put models, recipe, golden samples, passport and card together"),
 }
 

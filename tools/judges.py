@@ -51,13 +51,14 @@ def judge_entry(name: str, folder: Path) -> dict[str, Any]:
     if missing:
         raise ToolError(f"{folder}: lacks {', '.join(missing)}; `python -m tools {name}` writes them")
     return {
-        "artifacts": [_artifact(file, name) for file in files],
+        "artifacts": [artifact_of(file, name) for file in files],
         "shape": list(SHAPES.get(name) or shape_of(folder / f"{name}.onnx")),
         "settings": f"{name}.json",
     }
 
 
-def _artifact(file: str, name: str) -> dict[str, str]:
+def artifact_of(file: str, name: str) -> dict[str, str]:
+    """The manifest's entry for one form of the model `name`."""
     runtime, arch, precision = KINDS.get(file.removeprefix(f"{name}."), ONNX)
     maker = "paddlelite" if runtime == "paddlelite" else "paddle2onnx"
     made_with = f"{maker} {metadata.version(maker)}"

@@ -111,4 +111,5 @@ def main(arguments: Sequence[str]) -> None:
     args = p.parse_args(arguments)
     results = write_without(read_dataset(args.data), args.class_name, args.out)
     write_record(args.out / "leave_out.json", "leave_out", vars(args), results)
-    print(f"{args.out / INDEX}: {results['images']} images, {results['defects']} of {results['defects_before']} defects")
+    kept, before = results["defects"], results["defects_before"]
+    print(f"{args.out / INDEX}: {results['images']} images, {kept} of {before} defects")

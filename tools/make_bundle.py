@@ -263,19 +263,7 @@ def open_as_device(bundle: Path, golden: Golden) -> dict[str, int]:
     """
     agreed = {}
     for runtime in installed_runtimes():
-        place = bundle.resolve()
-        command = [sys.executable, "-m", "edge", "replay", str(place / FOLDER), "--bundle", str(place)]
-        command += ["--runtime", runtime, "--jsonl", "-"]
-        try:
-            child = subprocess.run(
-                command, capture_output=True, text=True, timeout=OPEN_TIMEOUT_S, check=False,
-                cwd=Path(__file__).resolve().parents[1],
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise ToolError(f"{bundle}: edge with {runtime} took over {OPEN_TIMEOUT_S:.0f} s") from error
-        if child.returncode != 0:
-            raise ToolError(f"{bundle}: edge with {runtime} refuses it: {child.stderr.strip()[-500:]}")
-        lines = [json.loads(line) for line in child.stdout.splitlines()]
+        lines = replay_as_device(bundle, bundle / FOLDER, runtime)
         found = {line["file"]: line["verdict"] for line in lines}
         for sample in golden.samples:
             given = found.get(Path(sample.file).name)
@@ -286,6 +274,26 @@ def open_as_device(bundle: Path, golden: Golden) -> dict[str, int]:
                 )
         agreed[runtime] = len(golden.samples)
     return agreed
+
+
+def replay_as_device(bundle: Path, images: Path, runtime: str) -> list[dict[str, Any]]:
+    """What `edge replay` says of each image with this runtime, as its JSON lines.
+
+    Raises:
+        ToolError: `edge` refuses the bundle, or takes too long.
+    """
+    command = [sys.executable, "-m", "edge", "replay", str(images.resolve()), "--bundle", str(bundle.resolve())]
+    command += ["--runtime", runtime, "--jsonl", "-"]
+    try:
+        child = subprocess.run(
+            command, capture_output=True, text=True, timeout=OPEN_TIMEOUT_S, check=False,
+            cwd=Path(__file__).resolve().parents[1],
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(f"{bundle}: edge with {runtime} took over {OPEN_TIMEOUT_S:.0f} s") from error
+    if child.returncode != 0:
+        raise ToolError(f"{bundle}: edge with {runtime} refuses it: {child.stderr.strip()[-500:]}")
+    return [json.loads(line) for line in child.stdout.splitlines()]
 
 
 def parser() -> argparse.ArgumentParser:
