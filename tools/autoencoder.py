@@ -27,7 +27,7 @@ KERNELS = (1, 3)
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Shape of an autoencoder.
+    """Shape of an autoencoder; the defaults are what `drift_search` chose on circuit boards.
 
     Attributes:
         width, height: of its input in pixels, multiples of `cell`.
@@ -42,12 +42,12 @@ class AutoencoderConfig:
     width: int = 256
     height: int = 256
     tile: int = 64
-    patch: int = 8
-    stem: int = 32
-    inner: int = 64
-    code: int = 16
-    depth: int = 1
-    kernel: int = 1
+    patch: int = 4
+    stem: int = 16
+    inner: int = 96
+    code: int = 8
+    depth: int = 0
+    kernel: int = 3
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
@@ -80,9 +80,9 @@ class Autoencoder(nn.Layer):
 
     Channel y * cell + x of a place is the pixel (x, y) of its square.
 
-    >>> network = Autoencoder(AutoencoderConfig(64, 32))
+    >>> network = Autoencoder(AutoencoderConfig(64, 32, tile=32))
     >>> network(paddle.zeros([2, 1, 32, 64])).shape
-    [2, 256, 2, 4]
+    [2, 64, 4, 8]
     """
 
     def __init__(self, config: AutoencoderConfig):

