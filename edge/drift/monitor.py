@@ -19,7 +19,7 @@ from edge.drift.detectors import Outcome
 from edge.drift.history import History
 from edge.drift.learn import Learner, Learning
 from edge.drift.plan import OF_THE_LINE
-from edge.drift.report import REMEDIES, DriftReport, Event, EventKind, Moved, summarise
+from edge.drift.report import REMEDIES, DriftReport, Event, EventKind, Moved, since_words, summarise
 from edge.drift.settings import DriftSettings
 from edge.drift.watch import Watch
 from edge.errors import EdgeError
@@ -174,6 +174,8 @@ class DriftMonitor:
         if expected and expected != size:
             text = f"frames are {width}x{height}, and were {expected[0]}x{expected[1]}: drift is watched anew"
             events.append(self._event(EventKind.RESOLUTION, frame, text, "Check the camera's settings."))
+        standing = [watch.moved for watch in self._watches.values() if watch.moved is not None]
+        events += [self._moved(EventKind.RECOVERED, moved, frame, "is watched anew") for moved in standing]
         self._reset(size)
         if self._settings is None:
             text = (
@@ -244,9 +246,10 @@ class DriftMonitor:
         self._blind = blind
         return events
 
-    def _moved(self, kind: EventKind, moved: Moved, frame: Frame) -> Event:
-        text = moved.text if kind is EventKind.MOVED else f"{moved.signal} is back to what it was on good frames"
-        advice = REMEDIES[moved.advice] if kind is EventKind.MOVED else ""
+    def _moved(self, kind: EventKind, moved: Moved, frame: Frame, words: str = "is as on good frames again") -> Event:
+        text, advice = f"{moved.signal} {words}", ""
+        if kind is EventKind.MOVED:
+            text, advice = f"{moved.text}, {since_words(moved.since, moved.frames_ago)}", REMEDIES[moved.advice]
         event = self._event(kind, frame, text, advice, moved.signal)
         return msgspec.structs.replace(event, moved=moved)
 

@@ -18,7 +18,7 @@ class EventKind(str, Enum):
     """What has happened to a camera's monitor. Each is told when it begins, not again in between."""
 
     MOVED = "moved"  # a signal is not what it was on good frames
-    RECOVERED = "recovered"  # it is again
+    RECOVERED = "recovered"  # it is again, or is watched anew: what was told of it stands no more
     NO_BASELINE = "no_baseline"  # nothing to compare with: learning begins
     LEARNED = "learned"
     RESOLUTION = "resolution"  # frames of another size: all begins anew

@@ -71,7 +71,8 @@ def test_a_drift_is_told_once_with_since_how_much_and_what_to_do() -> None:
     assert abs(what.since.number - 200) <= 3 and what.found.number == moved[0].number <= 220
     assert what.found.number - what.since.number + 1 == what.frames_ago
     assert what.direction == "down" and what.now - what.baseline == pytest.approx(-1.5, abs=0.6)
-    assert moved[0].advice == REMEDIES["relight"] and "darker" in moved[0].text
+    assert moved[0].advice == REMEDIES["relight"]
+    assert "darker" in moved[0].text and f"since {what.since.name}" in moved[0].text
     assert all(ref.number >= what.since.number for ref in what.best) and len(what.best) == 3
     assert [ref.score for ref in what.best] == sorted(ref.score for ref in what.best)
     report = monitor.report()
@@ -155,6 +156,14 @@ def test_another_resolution_is_named_and_begins_anew() -> None:
     back = run(monitor, calm(10, 170))
     assert kinds(back) == [EventKind.RESOLUTION], "its baseline is known"
     assert monitor.report().status == "watching"
+
+
+def test_a_drift_that_stood_does_not_stand_for_ever_when_all_begins_anew() -> None:
+    monitor = DriftMonitor("cam1", bundle_settings(), CLASSES, LEARN)
+    told = {event.signal for event in run(monitor, [*calm(20), *darker(40, 20)]) if event.kind is EventKind.MOVED}
+    events = monitor.update(judged(grey(np.random.default_rng(1), size=(80, 60)), 60))
+    over = {event.signal for event in events if event.kind is EventKind.RECOVERED}
+    assert over == told != set() and all("anew" in event.text for event in events if event.signal in over)
 
 
 def test_a_first_frame_of_another_size_than_the_bundles_has_no_baseline() -> None:
