@@ -51,6 +51,18 @@ def test_it_is_asked_on_each_tenth_frame_that_the_gate_passes() -> None:
     assert "ae_error" in watch.monitor.scores
 
 
+@pytest.mark.parametrize(("every", "blind_after"), [(10, 500), (400, 1200)])
+def test_one_that_answers_no_more_is_missed_also_if_it_is_asked_seldom(every: int, blind_after: int) -> None:
+    model, rng = FakeAutoencoder(), np.random.default_rng(1)
+    watch = DriftWatch(DriftMonitor("cam1", settings(), CLASSES), model, every)
+    image = grey(rng)
+    watch.look(judged(image, 0))
+    watch.monitor.wants_ae(every)
+    events = [event for k in range(1, blind_after + 1) for event in watch.monitor.update(judged(image, k))]
+    missed = [event.number for event in events if event.kind is EventKind.UNMEASURED]
+    assert missed == [blind_after]
+
+
 def test_frames_that_it_cannot_paint_are_a_drift() -> None:
     model, rng = FakeAutoencoder(), np.random.default_rng(1)
     watch = DriftWatch(DriftMonitor("cam1", settings(), CLASSES), model, every=2)

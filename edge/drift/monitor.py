@@ -84,6 +84,7 @@ class DriftMonitor:
         self._known: dict[Size, DriftSettings] = {(bundle.width, bundle.height): bundle} if bundle else {}
         self._previous: Frame | None = None
         self._last_ts = 0.0  # of the newest frame, over restarts
+        self._ae_every = 1
         self._constant = 0  # frames of one grey in a row
         self.kept: tuple[str, ...] = ()
         self._reset(None)
@@ -118,6 +119,7 @@ class DriftMonitor:
 
     def wants_ae(self, every: int) -> bool:
         """Whether the next frame is one for the autoencoder, which looks at each `every`-th."""
+        self._ae_every = every
         return self._settings is not None and self._settings.autoencoder is not None and self._frames % every == 0
 
     def update(
@@ -234,7 +236,8 @@ class DriftMonitor:
         """Signals of which calm cannot be claimed: told when they become so."""
         events, blind = [], set()
         for name, watch in self._watches.items():
-            if not watch.invalid and watch.unmeasured < MOST_UNMEASURED:
+            most = max(MOST_UNMEASURED, 3 * self._ae_every) if name == "ae_error" else MOST_UNMEASURED
+            if not watch.invalid and watch.unmeasured < most:
                 continue
             blind.add(name)
             if name in self._blind:
