@@ -50,7 +50,7 @@ class Moved(msgspec.Struct, kw_only=True, frozen=True):
 
     Attributes:
         since: the frame at which the change most likely began; None: before the oldest frame that is remembered.
-        frames_ago: how many frames ago that was when the change was found.
+        frames_ago: frames from then on, that one included, until the change was found.
         found: the frame at which it was certain.
         baseline, now: median on good frames, and mean since the change, in the unit; of a mix of kinds 0 and the PSI.
         sigmas: mean score since the change, in the baseline's sigmas; scores end at 4. Of a mix of kinds the PSI.
@@ -179,7 +179,7 @@ def since_words(since: FrameRef | None, frames_ago: int) -> str:
     """Since when, as a clause."""
     if since is None:
         return f"for {frames_ago} frames or more"
-    return f"since {since.name or f'frame {since.number}'}, {frames_ago} frames before it was found"
+    return f"since {since.name or f'frame {since.number}'}, found after {frames_ago} frames"
 
 
 def ordered(moved: Sequence[Moved]) -> list[Moved]:
