@@ -40,7 +40,7 @@ def errors_of(predictor: Predictor, pictures: Float) -> Errors:
     for picture in pictures:
         tensor = np.ascontiguousarray(picture[None])
         scaled.append(reconstruct.error(tensor, predictor.run(tensor)[0]))
-        plain.append(scaled[-1] * (reconstruct.neighbours(tensor) + reconstruct.FLOOR))
+        plain.append(scaled[-1] * (reconstruct.simple_guess(tensor) + reconstruct.FLOOR))
     return Errors(scaled, plain)
 
 

@@ -5,9 +5,10 @@ made smaller, a frame loses what focus, noise and wear change first. A frame tha
 larger.
 
 The error is scaled by what the frame has to show: a frame full of traces is harder to paint than an empty one, and a
-dark one has smaller differences everywhere. The scale is the error of the simplest guess, that a pixel is as its
-neighbour is (after the mean absolute scaled error of forecasts: Hyndman and Koehler, Int. J. Forecast. 22, 2006). So it
-falls where the picture gets simpler for its structure, and rises where structure comes that no good frame has.
+dark one has smaller differences everywhere. The scale is the error of the simplest guess, that a pixel is as one a few
+pixels further is (after the mean absolute scaled error of forecasts: Hyndman and Koehler, Int. J. Forecast. 22, 2006).
+Few pixels, not one: at that distance blur and noise change the guess little and the error much. So the error falls
+where the picture gets simpler for its structure, as blur makes it, and rises with what no good frame has.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from edge.drift.settings import Autoencoder
 from edge.errors import PredictorError
 from edge.preprocess import Image, check_image, to_channels
 
-# Mean square of the difference of neighbours that noise and JPEG leave where there is nothing: two grey levels.
+REACH_PX = 4
+# Mean square of that guess's error where there is nothing but noise and JPEG: two grey levels.
 FLOOR = (2 / 255) ** 2
 
 
@@ -79,14 +81,14 @@ def error(tensor: Float, output: Float) -> float:
         output: (1, C s s, H/s, W/s): each place has the pixels of a square of side s, row by row.
 
     Returns:
-        Mean square error over that of guessing each pixel by its neighbour: 0 for a perfect copy, 1 where the network
-        knows no more than the neighbour does.
+        Mean square error over that of guessing each pixel by one `REACH_PX` further: 0 for a perfect copy, 1 where the
+        network knows no more than that.
 
     Raises:
         PredictorError: the output belongs to another input, or is not finite.
 
-    >>> board = np.indices((4, 4)).sum(axis=0)[None, None] % 2
-    >>> round(error(board.astype(np.float32), np.full((1, 4, 2, 2), 0.5, np.float32)), 3)
+    >>> board = (np.indices((8, 8)) // REACH_PX).sum(axis=0)[None, None] % 2
+    >>> round(error(board.astype(np.float32), np.full((1, 4, 4, 4), 0.5, np.float32)), 3)
     0.25
     """
     off = _mean_square(output - in_squares(tensor, output.shape))
@@ -94,7 +96,7 @@ def error(tensor: Float, output: Float) -> float:
         raise PredictorError(
             "the drift autoencoder answered with numbers that are not finite; install the bundle again"
         )
-    return off / (neighbours(tensor) + FLOOR)
+    return off / (simple_guess(tensor) + FLOOR)
 
 
 def in_squares(tensor: Float, shape: tuple[int, ...]) -> Float:
@@ -114,13 +116,19 @@ def in_squares(tensor: Float, shape: tuple[int, ...]) -> Float:
     return split.transpose(0, 1, 3, 5, 2, 4).reshape(shape)
 
 
-def neighbours(tensor: Float) -> float:
-    """Mean square of the difference of neighbouring pixels, across and down.
+def simple_guess(tensor: Float) -> float:
+    """Mean square error of guessing each pixel by the one `REACH_PX` further, across and down.
 
-    >>> neighbours(np.array([[[[0, 1], [0, 1]]]], np.float32))
+    Args:
+        tensor: (B, C, H, W), sides over `REACH_PX`.
+
+    >>> step = np.repeat(np.array([0, 1], np.float32), REACH_PX)  # dark, then light
+    >>> simple_guess(np.tile(step, (1, 1, 8, 1)))
     0.5
     """
-    return (_mean_square(np.diff(tensor, axis=3)) + _mean_square(np.diff(tensor, axis=2))) / 2
+    across = tensor[..., REACH_PX:] - tensor[..., :-REACH_PX]
+    down = tensor[:, :, REACH_PX:] - tensor[:, :, :-REACH_PX]
+    return (_mean_square(across) + _mean_square(down)) / 2
 
 
 def _mean_square(values: Float) -> float:
