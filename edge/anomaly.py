@@ -154,8 +154,8 @@ class AnomalyJudge:
         >>> scores.anomaly.__round__(4), scores.anomalous, scores.anomaly_map.shape
         (-0.6931, False, (4, 4))
         """
-        # INT8 kernels turn NaN into a number, so it has to be caught before; a sum is NaN or infinite if any term is.
-        if not math.isfinite(float(features.sum(dtype=np.float64))):
+        # INT8 kernels turn NaN into a number, so it has to be caught before. A sum is NaN or infinite if any term is.
+        if not math.isfinite(float(features.sum())):
             raise PredictorError("the detector's features are not finite; install the bundle again")
         s = self.settings
         found = (raw_map(self._predictor.run(features), s.kind) - np.float32(s.mean)) / np.float32(s.scale)

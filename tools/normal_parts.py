@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,19 @@ from tools.anomaly_data import FeatureLayer, pool_features
 from tools.anomaly_metrics import separation
 from tools.checkpoint import network_of, read_checkpoint
 from tools.dataset import read_image, sha256_file
+from tools.device_runtime import DevicePredictor
 from tools.errors import ToolError
-from tools.export import write_onnx
 from tools.judge_model import write_judge
 from tools.machine import faster_training
+from tools.network import MULTIPLE
 from tools.normality import MODELS, Gaussian, GaussianNetwork, Map, gaussian, semi_orthogonal, smoothed
-from tools.paddle_model import save_layer
 from tools.plots import figure
 from tools.run_record import write_record
 from tools.runtimes import open_predictor
 
 REFERENCE_PX = 352  # width of the picture that parts are aligned to
 FOLDS = 5
+OVERKILLS = (0.005, 0.02, 0.05, 0.1)
 
 
 def pictures(folders: Sequence[Path], pattern: str, channels: int) -> list[Image]:
@@ -81,15 +82,15 @@ def part_score(found: Float, smoothing: int, top: int) -> float:
     return score_of(smoothed(found, smoothing), top)
 
 
-def folds(count: int, seed: int) -> list[np.ndarray]:
+def folds(parts: int, seed: int, count: int) -> list[np.ndarray]:
     """Rows of each fold, in random order."""
-    return np.array_split(np.random.default_rng(seed).permutation(count), min(FOLDS, count))
+    return np.array_split(np.random.default_rng(seed).permutation(parts), min(count, parts))
 
 
-def cross_scores(fit: Callable[[Float], Map], good: Float, args: argparse.Namespace) -> np.ndarray:
-    """Score of each good part by a model fitted to the other folds."""
+def cross_scores(fit: Callable[[Float], Map], good: Float, args: argparse.Namespace, count: int = FOLDS) -> np.ndarray:
+    """Score of each good part by a model fitted to the other of `count` folds."""
     scores = np.empty(len(good))
-    for rows in folds(len(good), args.seed):
+    for rows in folds(len(good), args.seed, count):
         model = fit(np.delete(good, rows, axis=0))
         scores[rows] = [part_score(model(good[row]), args.smoothing, args.top) for row in rows]
     return scores
@@ -134,11 +135,15 @@ def projected(fit: Callable[[Float], Gaussian], width: int, seed: int) -> Callab
     return make
 
 
+def left_out_scores(good: Float, fit: Callable[[Float], Gaussian], args: argparse.Namespace, top: int) -> np.ndarray:
+    """Score of each good part by the shipped kind of model, fitted to all others."""
+    top_args = argparse.Namespace(**{**vars(args), "top": top})
+    return cross_scores(projected(fit, args.width, args.seed), good, top_args, len(good))
+
+
 def set_limits(good: Float, fit: Callable[[Float], Gaussian], args: argparse.Namespace) -> AnomalySettings:
-    """Settings with thresholds from cross-validated scores of the good parts."""
-    make = projected(fit, args.width, args.seed)
-    scores = cross_scores(make, good, args)
-    highest = cross_scores(make, good, argparse.Namespace(**{**vars(args), "top": 1}))
+    """Settings with thresholds from left-out scores of the good parts."""
+    scores, highest = (left_out_scores(good, fit, args, top) for top in (args.top, 1))
     return AnomalySettings(
         kind="square",
         smoothing=args.smoothing,
@@ -150,18 +155,34 @@ def set_limits(good: Float, fit: Callable[[Float], Gaussian], args: argparse.Nam
     )
 
 
-def write_detector(checkpoint: Path, spec: InputSpec, work: Path) -> Path:
-    """The features-only detector at this input as ONNX; its Paddle model lies beside it.
+def operating_points(left_out: np.ndarray, unseen: np.ndarray, bad: np.ndarray) -> list[dict[str, Any]]:
+    """What other wanted overkills would give: threshold, bad parts found, and false alarms on unseen good parts."""
+    points = []
+    for overkill in OVERKILLS:
+        limit = limit_for(left_out, overkill)
+        points.append(
+            {
+                "overkill": overkill,
+                "threshold": round(limit.threshold, 4),
+                "extrapolated": limit.extrapolated,
+                "bad_found": [int((bad >= limit.threshold).sum()), len(bad)],
+                "unseen_over": [int((unseen >= limit.threshold).sum()), len(unseen)],
+            }
+        )
+    return points
+
+
+def write_detector(checkpoint: Path, spec: InputSpec, images: Sequence[Image], out: Path) -> dict[str, Any]:
+    """The features-only detector at this input in every form that a bundle has; for the record, see `write_judge`.
 
     Raises:
         ToolError: a side is no multiple of the network's deepest stride, or the export failed.
     """
     saved = read_checkpoint(checkpoint)
-    if spec.width % 32 or spec.height % 32 or spec.channels != saved.spec.channels:
-        raise ToolError(f"--size {spec.width} {spec.height}: sides of multiples of 32 are wanted")
-    save_layer(FeatureLayer(network_of(saved, checkpoint)), work / "fp32", spec)
-    write_onnx(work / "fp32", work / "detector.onnx")
-    return work / "detector.onnx"
+    if spec.width % MULTIPLE or spec.height % MULTIPLE or spec.channels != saved.spec.channels:
+        raise ToolError(f"--size {spec.width} {spec.height}: sides of multiples of {MULTIPLE} are wanted")
+    tensors = [preprocess(image, spec)[0][0] for image in images]
+    return write_judge(FeatureLayer(network_of(saved, checkpoint)), "detector", tensors, out)
 
 
 def draw_comparison(path: Path, found: dict[str, Any]) -> None:
@@ -198,52 +219,73 @@ def score_chain(backbone: Backbone, model: Predictor, settings: AnomalySettings,
     return np.array([judge.judge(backbone.features(image)).anomaly for image in images])
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Photos of parts: what is fitted to, and what nothing was fitted to."""
+
+    good: list[Image]
+    unseen: list[Image]
+    bad: list[Image]
+
+
+def read_parts(args: argparse.Namespace, channels: int) -> Parts:
+    """The photos that the arguments name."""
+    folders = (args.good, args.unseen, args.bad)
+    return Parts(*(pictures(f, p, channels) for f, p in zip(folders, args.patterns, strict=True)))
+
+
+def measure(
+    chains: dict[str, tuple[Backbone, Path]], parts: Parts, settings: AnomalySettings
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """Figures and scores of each chain of detector and anomaly model, by its name."""
+    results: dict[str, Any] = {}
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    for name, (backbone, file) in chains.items():
+        with closing(DevicePredictor(file)) as model:
+            found = {kind: score_chain(backbone, model, settings, images) for kind, images in vars(parts).items()}
+        scores[name] = found
+        mine = scores[name]
+        over = {kind: int((s >= settings.threshold).sum()) for kind, s in mine.items()}
+        results[name] = {**asdict(separation(mine["bad"], mine["unseen"])), "over_threshold": over}
+    return results, scores
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the step."""
     args = parser().parse_args(arguments)
     faster_training()
     spec = InputSpec(*args.size, read_checkpoint(args.checkpoint).spec.channels)
-    parts = [
-        pictures(f, p, spec.channels) for f, p in zip((args.good, args.unseen, args.bad), args.patterns, strict=True)
-    ]
-    align = None if args.no_align else AlignSettings(reference=make_reference(parts[0][0], REFERENCE_PX))
-    detector = OnnxPredictor(write_detector(args.checkpoint, spec, args.out / "detector"))
-    backbone = Backbone(detector, spec, None if align is None else Aligner(align))
-    good, unseen, bad = (
-        backbone.pooled(x, args.pool, n) for x, n in zip(parts, ("good", "unseen", "bad"), strict=True)
-    )
-    compared = compare(good, unseen, bad, args)
+    parts = read_parts(args, spec.channels)
+    align = None if args.no_align else AlignSettings(reference=make_reference(parts.good[0], REFERENCE_PX))
+    aligner = None if align is None else Aligner(align)
+    straight = parts.good if aligner is None else [aligner.align(image) for image in parts.good]
+    detector_record = write_detector(args.checkpoint, spec, straight, args.out)
+    fp32 = Backbone(OnnxPredictor(args.out / "detector.onnx"), spec, aligner)
+    int8 = Backbone(open_predictor(args.out / "detector.x86_64.int8.nb"), spec, aligner)
+    compared = compare(*(fp32.pooled(x, args.pool, n) for n, x in vars(parts).items()), args)
+    good = int8.pooled(parts.good, args.pool, "int8")
     network, fit = network_for(good, args)
-    tensors = [backbone.features(image)[0] for image in parts[0]]
-    written = write_judge(network, NAME, tensors, args.out)
+    written = write_judge(network, NAME, [int8.features(image)[0] for image in parts.good], args.out)
     settings = msgspec.structs.replace(set_limits(good, fit, args), align=align)
-    results: dict[str, Any] = {
+    chains = {"int8": (int8, args.out / f"{NAME}.x86_64.int8.nb"), "fp32": (fp32, args.out / f"{NAME}.onnx")}
+    figures, scores = measure(chains, parts, settings)
+    shown = scores["int8"]
+    results = {
         "models": compared,
-        **written,
+        "detector": detector_record,
+        "anomaly": written,
         "settings": msgspec.to_builtins(msgspec.structs.replace(settings, align=None)),
+        "aligned": align is not None,
+        **figures,
+        "parity_int8_fp32": parity(
+            *(np.concatenate(list(scores[c].values())) for c in chains), settings.threshold, settings.threshold
+        ),
+        "false_alarms": false_alarms(int((shown["unseen"] >= settings.threshold).sum()), len(shown["unseen"])),
+        "operating_points": operating_points(left_out_scores(good, fit, args, args.top), shown["unseen"], shown["bad"]),
     }
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    for form in (f"{NAME}.x86_64.int8.nb", f"{NAME}.onnx"):
-        with closing(open_predictor(args.out / form)) as model:
-            scores[form] = {
-                n: score_chain(backbone, model, settings, x)
-                for n, x in zip(("good", "unseen", "bad"), parts, strict=True)
-            }
-        mine = scores[form]
-        over = {n: int((s >= settings.threshold).sum()) for n, s in mine.items()}
-        results[form] = {**asdict(separation(mine["bad"], mine["unseen"])), "over_threshold": over}
-    int8, fp32 = scores.values()
-    results["parity_int8_fp32"] = parity(
-        np.concatenate(list(int8.values())), np.concatenate(list(fp32.values())), settings.threshold, settings.threshold
-    )
-    results["false_alarms"] = false_alarms(int((int8["unseen"] >= settings.threshold).sum()), len(int8["unseen"]))
     (args.out / f"{NAME}.json").write_bytes(msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
-    draw_scores(args.out / "scores.png", int8, settings.threshold)
+    draw_scores(args.out / "scores.png", shown, settings.threshold)
     draw_comparison(args.out / "models.png", compared)
-    write_record(
-        args.out / "anomaly.record.json",
-        "normal_parts",
-        {**vars(args), "checkpoint_sha256": sha256_file(args.checkpoint)},
-        results,
-    )
+    record = {**vars(args), "checkpoint_sha256": sha256_file(args.checkpoint)}
+    write_record(args.out / "anomaly.record.json", "normal_parts", record, results)
     print(json.dumps(results, indent=1))

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import paddle
+from paddle import nn
 from tqdm import tqdm
 
 from edge.anomaly import limit_for
@@ -38,10 +39,12 @@ from tools.evaluate import detect_all, figures
 from tools.export import write_onnx
 from tools.journal import Journal
 from tools.machine import faster_training
+from tools.network import Detector, WithFeatures
 from tools.outliers import OutlierConfig
 from tools.paddle_model import save_layer
 from tools.physical import photograph, random_conditions
 from tools.plots import figure
+from tools.quantize import Recorder
 from tools.run_record import write_record
 from tools.train import load_boards
 
@@ -189,15 +192,26 @@ class Case:
             found.append((sample.xyxy[mine], np.array([self.data.classes.index(n) for n in names], np.int64)))
         return found
 
-    def ap33(self, network: Any) -> float:
-        """Pooled AP33 of the known classes on the original validation images."""
-        folder = self.work / "detector"
+    def detector(self, network: nn.Layer, name: str) -> Recorder:
+        """The network as ONNX, keeping what it answers."""
+        folder = self.work / name
         save_layer(network, folder, self.data.spec)
         write_onnx(folder, folder / "detector.onnx")
-        predictor = OnnxPredictor(folder / "detector.onnx")
+        return Recorder(OnnxPredictor(folder / "detector.onnx"))
+
+    def ap33(self, predictor: Predictor) -> float:
+        """Pooled AP33 of the known classes on the original validation images."""
         images = (read_image(s.image, self.data.spec.channels) for s in self.validation)
         found = detect_all(predictor, images, self.data.spec, f"detect {self.name}")
         return float(figures(found, self.known_truth(), self.data.classes)["ap33_pooled"])
+
+    def unchanged(self, network: Detector) -> dict[str, Any]:
+        """AP33 of the known classes without and with the features handed out, and whether any output differs at all."""
+        alone, beside = self.detector(network, "alone"), self.detector(WithFeatures(network), "beside")
+        result = {"detector": self.ap33(alone), "with_features": self.ap33(beside)}
+        pairs = zip(alone.outputs, beside.outputs, strict=True)
+        equal = [all(np.array_equal(x, y) for x, y in zip(a, b[:-1], strict=True)) for a, b in pairs]
+        return {**result, "images": len(equal), "identical_to_the_bit": int(sum(equal))}
 
     def figures(self, images: dict[str, np.ndarray], good: dict[str, np.ndarray]) -> dict[str, Any]:
         """Pixel and component figures of each method's maps."""
@@ -223,14 +237,18 @@ def evaluate_class(name: str, args: argparse.Namespace) -> dict[str, Any]:
     maps = {"images": images, "good": good, "other": other}
     by_method = {kind: methods_of(networks, features) for kind, features in maps.items()}
     draw_curves(args.out / f"{name}.png", name, by_method["images"], case)
-    detector = network_of(saved, case.checkpoint)
     result = {
         "methods": case.figures(by_method["images"], by_method["good"]),
         "other_context": {m: pixel_figures(on_grid(v, case.size), case.truth) for m, v in by_method["other"].items()},
-        "ap33_known": {"detector": case.ap33(detector), "RPL": case.ap33(detector)},
     }
     paddle.save(networks["RPL + CoroCL"].state_dict(), str(case.work / "rpl.pdparams"))
     return result
+
+
+def evaluate_known(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What the anomaly model does to the known classes: nothing, which is measured."""
+    case = Case(name, args)
+    return case.unchanged(network_of(read_checkpoint(case.checkpoint), case.checkpoint))
 
 
 def methods_of(networks: Mapping[str, AnomalyNetwork], features: np.ndarray) -> dict[str, np.ndarray]:
@@ -262,14 +280,15 @@ def evaluate_retrained(name: str, args: argparse.Namespace) -> dict[str, Any]:
     steps = retrain.retrain(
         detector, network, boards, case.data, donors, OutlierConfig(), args.retrain_minutes, args.seed
     )
-    folder = case.work / "retrained"
+    folder = case.work / "retrained-features"
     save_layer(FeatureLayer(detector), folder, case.data.spec)
     write_onnx(folder, folder / "features.onnx")
     extractor = OnnxPredictor(folder / "features.onnx")
     images = all_features(extractor, [s.image for s in case.validation], case.data, args.pool, "inspected")
     good = all_features(extractor, [p.path for p in good_parts(case.validation)], case.data, args.pool, "good")
     named = [{"retrained": maps_of(network, features, False)["energy"]} for features in (images, good)]
-    return {"steps": steps, "methods": case.figures(*named), "ap33_known": case.ap33(detector)}
+    ap33 = case.ap33(case.detector(detector, "retrained"))
+    return {"steps": steps, "methods": case.figures(*named), "ap33_known": ap33}
 
 
 # --- The step ---------------------------------------------------------------------------------------------------------
@@ -345,6 +364,8 @@ def main(arguments: Sequence[str]) -> None:
     results: dict[str, Any] = {}
     for name in args.classes:
         results[name] = journal.once(name, lambda name=name: evaluate_class(name, args))
+        known = journal.once(f"{name} known", lambda name=name: evaluate_known(name, args))
+        results[name]["ap33_known"] = known
         if name in args.retrain:
             results[name]["retrained"] = journal.once(
                 f"{name} retrained", lambda name=name: evaluate_retrained(name, args)
