@@ -35,6 +35,8 @@ class Plan:
     Attributes:
         least: a difference that matters in practice, in the unit; `share` of the median where that is more.
         advice: when it moves; `rises` where upwards is something else.
+        data_set: how many times more of the baseline's error is allowed for when it is of a data set: such a set lacks
+            whole groups of parts, and what sees the kind of part best sees that most.
     """
 
     unit: str
@@ -44,6 +46,7 @@ class Plan:
     rises: Advice | None = None
     share: float = 0.0
     side: Side = "both"
+    data_set: float = 1.0
 
 
 # Light jumps when a lamp fails or someone turns a knob: CUSUM. Focus, dirt and the autoencoder's error creep, from a
@@ -60,7 +63,7 @@ PLANS: Final[Mapping[str, Plan]] = {
     "kind": Plan("", "psi", "retrain", least=1.0),
     "feature_mean": Plan("", "ewma", "retrain", least=1e-6, share=0.005),
     "feature_spread": Plan("", "ewma", "retrain", least=1e-6, share=0.005),
-    "feature_distance": Plan("sigmas", "cusum", "retrain", least=0.05, side="up"),
+    "feature_distance": Plan("sigmas", "cusum", "retrain", least=0.05, side="up", data_set=1.5),
     "ae_error": Plan("", "page_hinkley", "retrain", least=1e-9, share=0.005),  # blurred frames are easier to paint
 }
 
@@ -127,7 +130,7 @@ def _signal(name: str, measured: Measured, arl0: float) -> Signal:
     least = max(plan.least, plan.share * abs(float(np.median(values))))
     baseline = numbers(values, least, measured.ordered)
     batch = min(MOST_BATCH, math.ceil(baseline.correlation))
-    errors = limits.BASELINE_ERRORS if measured.ordered else limits.DATA_SET_ERRORS
+    errors = limits.BASELINE_ERRORS if measured.ordered else limits.DATA_SET_ERRORS * plan.data_set
     return Signal(
         baseline=baseline,
         chart=chart_for(plan.chart, plan.side, baseline, arl0 / batch, errors),
