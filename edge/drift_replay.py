@@ -38,7 +38,8 @@ class DriftReplay:
             raise UsageError(f"--arl0 {arl0:g} is no average run length: use the frames between two false alarms")
         judges = product.judges
         learning = Learning(arl0=arl0) if learn is None else Learning(frames=learn, arl0=arl0)
-        monitor = DriftMonitor("replay", judges.drift if learn is None else None, product.classes, learning)
+        bundle, eye = judges.drift, judges.drift.autoencoder if judges.drift else None
+        monitor = DriftMonitor("replay", bundle if learn is None else None, product.classes, learning, eye)
         self._watch = DriftWatch(monitor, judges.autoencoder, product.recipe.drift.every)
         self._title = f"{product.manifest.product} {product.manifest.version}"
         self.trace = Trace()

@@ -33,8 +33,8 @@ class DriftWatch:
         return self.monitor.update(inspection, inspection.features, error)
 
     def _error(self, inspection: Inspection) -> float | None:
-        settings = self.monitor.settings
-        if self._autoencoder is None or settings is None or settings.autoencoder is None:
+        spec = self.monitor.autoencoder
+        if self._autoencoder is None or spec is None:
             return None
-        tensor = reconstruct.prepare(inspection.frame.image, settings.autoencoder)
+        tensor = reconstruct.prepare(inspection.frame.image, spec)
         return reconstruct.error(tensor, self._autoencoder.run(tensor)[0])

@@ -8,9 +8,10 @@ import pytest
 
 from edge.boxes import Float
 from edge.drift import plan
+from edge.drift.learn import Learning
 from edge.drift.monitor import DriftMonitor
 from edge.drift.report import EventKind
-from edge.drift.settings import Autoencoder, DriftSettings
+from edge.drift.settings import Autoencoder, DriftSettings, Numbers
 from edge.drift_watch import DriftWatch
 from edge.errors import PredictorError
 from tests.drift.frames import CLASSES, SIZE, bundle_settings, grey, judged
@@ -61,6 +62,20 @@ def test_one_that_answers_no_more_is_missed_also_if_it_is_asked_seldom(every: in
     events = [event for k in range(1, blind_after + 1) for event in watch.monitor.update(judged(image, k))]
     missed = [event.number for event in events if event.kind is EventKind.UNMEASURED]
     assert missed == [blind_after]
+
+
+def test_its_error_is_learned_on_the_line_where_the_bundles_baseline_is_not_taken() -> None:
+    model, rng = FakeAutoencoder(), np.random.default_rng(1)
+    watch = DriftWatch(DriftMonitor("cam1", None, CLASSES, Learning(frames=120), SPEC), model, every=5)
+    events = [event for k in range(300) for event in watch.look(judged(grey(rng), k))]
+    assert [event.kind for event in events] == [EventKind.NO_BASELINE, EventKind.LEARNED]
+    learned = watch.monitor.settings
+    assert learned is not None and learned.autoencoder == SPEC and "ae_error" in learned.signals
+    baseline = learned.signals["ae_error"].baseline
+    assert isinstance(baseline, Numbers) and baseline.frames == 24
+    model.off = 0.2
+    moved = [event.signal for k in range(300, 400) for event in watch.look(judged(grey(rng), k))]
+    assert "ae_error" in moved
 
 
 def test_frames_that_it_cannot_paint_are_a_drift() -> None:

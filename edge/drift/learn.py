@@ -11,7 +11,7 @@ import numpy as np
 from edge.boxes import Float
 from edge.drift import plan, signals
 from edge.drift.baseline import LEAST_FRAMES
-from edge.drift.settings import DriftSettings
+from edge.drift.settings import Autoencoder, DriftSettings
 
 # A signal that was measured on fewer of the frames is not watched: nobody knows what it usually is.
 LEAST_SHARE = 0.9
@@ -70,16 +70,28 @@ class Learner:
         """Whether there are enough."""
         return len(self.rows) >= self.how.frames
 
-    def settings(self, width: int, height: int, origin: str) -> DriftSettings:
-        """The baseline, of frames of this size."""
+    def settings(
+        self, width: int, height: int, origin: str, autoencoder: Autoencoder | None = None, ae_every: int = 1
+    ) -> DriftSettings:
+        """The baseline, of frames of this size; `autoencoder` looked at each `ae_every`-th of them, if at all."""
         names = [name for name in plan.PLANS if self._measured(name)]
         values = {name: [row[name] for row in self.rows if name in row] for name in names}
         expected = None
         same = {len(means) for means in self.means}
         if len(same) == 1 and len(self.means) >= LEAST_SHARE * len(self.rows):
             expected, values["feature_distance"] = plan.expected_features(np.array(self.means))
-        measured = plan.Measured(values, self.classes, width, height, ordered=True, features=expected)
+        measured = plan.Measured(
+            values,
+            self.classes,
+            width,
+            height,
+            ordered=True,
+            ae_every=ae_every,
+            features=expected,
+            autoencoder=autoencoder if "ae_error" in values else None,
+        )
         return plan.settings_for(measured, origin, self.how.arl0, self.least_confidence)
 
     def _measured(self, name: str) -> bool:
-        return sum(name in row for row in self.rows) >= LEAST_SHARE * len(self.rows)
+        seen = sum(name in row for row in self.rows)
+        return seen >= LEAST_FRAMES if name == "ae_error" else seen >= LEAST_SHARE * len(self.rows)

@@ -20,7 +20,7 @@ from edge.drift.history import History
 from edge.drift.learn import Learner, Learning
 from edge.drift.plan import OF_THE_LINE
 from edge.drift.report import REMEDIES, DriftReport, Event, EventKind, Moved, since_words, summarise
-from edge.drift.settings import DriftSettings
+from edge.drift.settings import Autoencoder, DriftSettings
 from edge.drift.watch import Watch
 from edge.errors import EdgeError
 from edge.records import Frame, Inspection
@@ -50,6 +50,7 @@ class DriftMonitor:
         bundle: the product's settings; None for a product that was never calibrated.
         classes: the detector's class names.
         learning: how a baseline is learned where there is none.
+        autoencoder: input of the product's, whose error is then learned as well; the bundle's own where that is None.
 
     Attributes:
         kept: signals whose drift the last frame shows better than those before: its image is worth keeping.
@@ -76,11 +77,13 @@ class DriftMonitor:
         bundle: DriftSettings | None,
         classes: Sequence[str],
         learning: Learning = Learning(),  # noqa: B008 frozen
+        autoencoder: Autoencoder | None = None,
     ) -> None:
         self._camera = camera
         self._bundle = bundle
         self._classes = tuple(classes)
         self._learning = learning
+        self._autoencoder = autoencoder or (bundle.autoencoder if bundle else None)
         self._known: dict[Size, DriftSettings] = {(bundle.width, bundle.height): bundle} if bundle else {}
         self._previous: Frame | None = None
         self._last_ts = 0.0  # of the newest frame, over restarts
@@ -120,7 +123,12 @@ class DriftMonitor:
     def wants_ae(self, every: int) -> bool:
         """Whether the next frame is one for the autoencoder, which looks at each `every`-th."""
         self._ae_every = every
-        return self._settings is not None and self._settings.autoencoder is not None and self._frames % every == 0
+        return self.autoencoder is not None and self._frames % every == 0
+
+    @property
+    def autoencoder(self) -> Autoencoder | None:
+        """What the autoencoder is shown of a frame; None where its error is neither watched nor learned."""
+        return self._settings.autoencoder if self._settings else self._autoencoder
 
     def update(
         self, inspection: Inspection, features: Float | None = None, ae_error: float | None = None
@@ -191,7 +199,7 @@ class DriftMonitor:
         assert self._learner is not None and self._size is not None
         if not self._learner.done:
             return []
-        learned = self._learner.settings(*self._size, f"learned from {self._camera}")
+        learned = self._learner.settings(*self._size, f"learned from {self._camera}", self._autoencoder, self._ae_every)
         names = ", ".join(learned.signals)
         if len(self._known) >= MOST_SIZES:
             self._known = {(self._bundle.width, self._bundle.height): self._bundle} if self._bundle else {}
