@@ -36,6 +36,7 @@ JUDGES = ("gate", "anomaly", "drift")
 SHAPES = {"gate": (1, 256, 256)}  # of the inputs that are the same for every product
 HERE = ".x86_64."  # in the names of the models that this machine runs, beside the ONNX
 SECTION = "## Judges"
+PICTURES = ("painted", "sheet", "example")  # how the names of pictures of the data set begin: they stay outside
 KINDS = {"x86_64.int8.nb": ("paddlelite", "x86_64", "int8"), "armv8.int8.nb": ("paddlelite", "aarch64", "int8")}
 ONNX = ("onnxruntime", "any", "fp32")
 
@@ -155,6 +156,8 @@ def section(folders: Mapping[str, Path], staging: Path) -> str:
         page = folder / f"{name}.md"
         text = page.read_text(encoding="utf-8").strip() if page.is_file() else "Not described: no page was given."
         for plot in sorted(folder.glob("*.png")):
+            if plot.name.startswith(PICTURES):
+                continue
             target = f"plots/{name}-{re.sub('[^a-z0-9]+', '-', plot.stem.lower())}.png"
             shrink(plot, staging / target)
             text += f"\n\n![{name} {plot.stem.replace('_', ' ')}]({target})"

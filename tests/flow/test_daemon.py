@@ -287,3 +287,21 @@ def test_a_stop_while_a_driver_hangs_is_no_crash(tmp_path, make_daemon):
         assert daemon.stop() == 0, daemon.log()
         assert time.monotonic() - began < 9, "cameras are stopped together, not one after the other"
     assert "terminate called" not in daemon.log()
+
+
+def test_drift_is_told_retained_and_goes_on_over_a_restart(tmp_path, broker, client, make_daemon, boards):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[drift]\nbaseline = "line"\n')
+    daemon = make_daemon(broker.port, folder_camera(boards, fps=6.0))
+    daemon.config.write_text(daemon.config.read_text().replace("[paths]", f'[paths]\nrecipe = "{recipe}"'))
+    for run in (1, 2):
+        assert daemon.start().wait() == 0, daemon.log()
+        wait_until(lambda run=run: len(client.json("/cam1/drift")) >= run, 10, "the drift report")
+    told = client.json("/cam1/drift")
+    assert {message["status"] for message in told} == {"learning"}, "nobody knows yet, and that is what it says"
+    assert "Nothing is known of drift" in told[-1]["text"] and told[-1]["wanted"] == 500
+    kept = json.loads(next(daemon.state.glob("drift/*/state.json")).read_text())
+    assert kept["cam1"]["drift"]["size"] == [640, 640] and kept["cam1"]["trend"]["seen"] >= 10
+    late = Client(broker.port)  # a technician who comes later
+    wait_until(lambda: late.json("/cam1/drift"), 10, "the retained drift report")
+    late.close()

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import paddle
 import pytest
@@ -51,6 +52,8 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_judge(Classifier(), "gate", tensors, folder, keep_fp32=["last"])
     (folder / "gate.json").write_text(json.dumps({"limits": {cause: 0.999 for cause in CLASSIFIED}}))
     (folder / "gate.md").write_text("Trained on noise.\n")
+    for name in ("roc.png", "painted_1.png"):
+        cv2.imwrite(str(folder / name), np.full((90, 120, 3), 200, np.uint8))
     return folder
 
 
@@ -106,6 +109,8 @@ def test_judges_and_features_join_and_the_detector_stays_what_it_is(
     assert min(said.values()) > 1
     card = (bundle / "CARD.md").read_text()
     assert "# Model card: `tiny` 2" in card and "### Gate\n\nTrained on noise." in card
+    assert "![gate roc](plots/gate-roc.png)" in card and (bundle / "plots" / "gate-roc.png").is_file()
+    assert not list((bundle / "plots").glob("*painted*")), "pictures of the data set stay outside"
     assert f"| `gate.onnx` | {(bundle / 'gate.onnx').stat().st_size:,} |" in card
 
 
