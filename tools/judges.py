@@ -33,7 +33,6 @@ from tools.passport import JSON, MARKDOWN
 from tools.run_record import write_record
 
 JUDGES = ("gate", "anomaly", "drift")
-SHAPES = {"gate": (1, 256, 256)}  # of the inputs that are the same for every product
 HERE = ".x86_64."  # in the names of the models that this machine runs, beside the ONNX
 SECTION = "## Judges"
 PICTURES = ("painted", "sheet", "example")  # how the names of pictures of the data set begin: they stay outside
@@ -53,7 +52,7 @@ def judge_entry(name: str, folder: Path) -> dict[str, Any]:
         raise ToolError(f"{folder}: lacks {', '.join(missing)}; `python -m tools {name}` writes them")
     return {
         "artifacts": [artifact_of(file, name) for file in files],
-        "shape": list(SHAPES.get(name) or shape_of(folder / f"{name}.onnx")),
+        "shape": list(shape_of(folder / f"{name}.onnx")),
         "settings": f"{name}.json",
     }
 
