@@ -101,9 +101,13 @@ class Autoencoder(nn.Layer):
         )
 
     @property
-    def output_layer(self) -> str:
-        """Name of the last convolution. It stays FP32: its rounding would go into each pixel, and so into the error."""
-        return f"decoder.{len(self.decoder) - 1}"
+    def kept_fp32(self) -> tuple[str, ...]:
+        """Names of the convolutions that are not to be quantized; what is left has most of the multiplications.
+
+        The first: INT8 has 128 levels from black to white, and rounding to them is an error of the size that a smooth
+        product has. The one that writes the code, which is narrow. The last: its rounding would go into each pixel.
+        """
+        return "encoder.0.conv", f"encoder.{len(self.encoder) - 1}.conv", f"decoder.{len(self.decoder) - 1}"
 
     def forward(self, image: paddle.Tensor) -> paddle.Tensor:
         return self.decoder(self.encoder(image))

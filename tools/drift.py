@@ -278,7 +278,7 @@ def main(arguments: Sequence[str]) -> None:
     held = frame_files(data.part("validation"))
     run, network, calibration = learn(args, data)
     plot_losses(run.losses, args.out / "train.png")
-    written = write_judge(network, NAME, calibration, args.out, keep_fp32=[network.output_layer])
+    written = write_judge(network, NAME, calibration, args.out, keep_fp32=network.kept_fp32)
     spec, nb = network.config.input, args.out / FORMS[0].format(name=NAME)
 
     frames = read_grey(held, "read validation frames")

@@ -130,7 +130,7 @@ def write_nb(network: Autoencoder, tensors: Sequence[Float], folder: Path) -> Pa
     spec = network.config.input
     save_layer(network, fp32, InputSpec(spec.width, spec.height, spec.channels))
     layers = [layer for layer in read_layers(fp32) if layer.shape.op == CONV]
-    kept = [x.filter for x in layers if x.name == network.output_layer or sums_wrongly(x.shape, "x86")]
+    kept = [x.filter for x in layers if x.name in network.kept_fp32 or sums_wrongly(x.shape, "x86")]
     post_training(fp32, quantized, tensors, "hist", kept, PERCENT)
     model = StaticModel.load(quantized)
     reduce_range(model)

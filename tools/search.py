@@ -72,7 +72,7 @@ def vary(choice: Choice, rng: np.random.Generator, space: Space = SPACE) -> Choi
     >>> sum(base[k] != v for k, v in vary(base, np.random.default_rng(0)).items())
     1
     """
-    name = str(rng.choice(sorted(space)))
+    name = str(rng.choice(sorted(name for name in space if len(space[name]) > 1)))
     values = space[name]
     at = values.index(choice[name])
     steps = [k for k in (at - 1, at + 1) if 0 <= k < len(values)]
