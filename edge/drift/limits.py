@@ -14,9 +14,9 @@ import numpy as np
 
 from edge.drift.settings import Side
 
-# Standard errors of the baseline that a detector allows for. With 1.5 baselines of 60 and 500 frames that the line itself
-# gave keep the wanted ARL0 on average over baselines, those of 15 frames about half of it (`tools arl` measures it). The
-# frames of a data set are a sample of their own beside, and its mean is as far again from the line's.
+# Standard errors of the baseline that a detector allows for. With 1.5 baselines of 60 and 500 frames that the line gave
+# itself keep the wanted ARL0 on average over baselines, those of 15 frames about half of it (`tools arl` measures it).
+# The frames of a data set are a sample of their own beside, and its mean is as far again from the line's.
 BASELINE_ERRORS = 1.5
 DATA_SET_ERRORS = 2.5
 LEARNT_ERRORS = 0.5  # fewer for a detector that learns the mean from the stream as well
