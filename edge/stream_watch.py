@@ -57,7 +57,8 @@ class CameraWatch:
     def __init__(self, camera: str, judges: Judges, recipe: Recipe, classes: Sequence[str], folder: Path) -> None:
         self.camera = camera
         bundle = judges.drift if recipe.drift.baseline == "bundle" else None
-        self.monitor = DriftMonitor(camera, bundle, classes)
+        spec = judges.drift.autoencoder if judges.drift is not None else None
+        self.monitor = DriftMonitor(camera, bundle, classes, autoencoder=spec)
         self.trend = Trend()
         self.forecast: Forecast | None = None
         self._drift = DriftWatch(self.monitor, judges.autoencoder, recipe.drift.every)
