@@ -101,7 +101,7 @@ def training_cells(
 def train(own: Cells, context: Cells | None, classes: int, args: argparse.Namespace) -> tuple[AnomalyNetwork, dict]:
     """Fit head and residual block; returns the network and its last losses."""
     config = AnomalyConfig(channels=own.features.shape[1], classes=classes, pool=args.pool)
-    fit = FitConfig(head_steps=args.head_steps, steps=args.steps, seed=args.seed)
+    fit = FitConfig(head_steps=args.head_steps, steps=args.steps, contrast=args.contrast, seed=args.seed)
     network = make_network(config, args.seed)
     losses = {"head": round(fit_head(network, own, fit), 4)}
     return network, losses | fit_residual(network, own, context, fit)
@@ -225,6 +225,43 @@ def draw_scores(path: Path, by_name: dict[str, np.ndarray], threshold: float) ->
         axes.legend()
 
 
+def page(results: dict[str, Any], settings: AnomalySettings, hold: Sequence[str]) -> str:
+    """What a model card says of the model, as Markdown."""
+    held, pasted, known = results["held_out"], results["pasted_outlier"], results["known_defects"]
+    far = " (beyond what so few parts can show: extrapolated)" if results["threshold_extrapolated"] else ""
+    lines = [
+        "Residual pattern learning (arXiv:2211.14512) on the frozen detector's features: the map is the free energy of "
+        "a closed-set pixel head whose features a residual block disturbs where they are foreign. Trained with pasted "
+        "outliers that know no class of defect. A part whose score reaches the threshold goes to REVIEW.",
+        "",
+        f"- Threshold {settings.threshold:.3f} from {settings.good_parts} good parts of the validation groups, for a "
+        f"wanted overkill of {100 * settings.overkill:g} %{far}.",
+    ]
+    if held:
+        low, high = held["interval_95"]
+        lines.append(
+            f"- False alarms on good parts of {', '.join(hold)}, which had no part in threshold or training of this "
+            f"model: {held['count']} of {held['of']}, {held['per_1000']} in 1000 (95 %: {low} to {high})."
+        )
+    for group, alarms in results["good"]["by_group_from_the_others"].items():
+        lines.append(
+            f"- With a threshold from the other groups, {group} would have {alarms['count']} of {alarms['of']}."
+        )
+    lines.append(
+        f"- One pasted outlier on a good part: AUROC {pasted['auroc']:.3f}, {100 * pasted['caught']:.0f} % reach it."
+    )
+    if known:
+        lines.append(
+            f"- Known defects reach it on {100 * known['over']:.0f} % of their parts; the detector names those."
+        )
+    same = results["parity_int8_fp32"]
+    lines.append(
+        f"- INT8 against FP32 on {same['parts']} good parts: RMS {same['rms']}, correlation {same['correlation']}, "
+        f"{same['decisions_differ']} decisions differ."
+    )
+    return "\n".join(lines) + "\n"
+
+
 # --- The step ---------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +280,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=FitConfig.steps, help="of the residual block (%(default)s)")
     p.add_argument("--smoothing", type=int, default=1, help="side in cells of the box that averages the map")
     p.add_argument("--top", type=int, default=1, help="cells whose mean is the score (%(default)s)")
+    p.add_argument("--contrast", type=float, default=FitConfig.contrast, help="weight of CoroCL; 0: without (%(default)s)")
     p.add_argument("--overkill", type=float, default=0.005, help="good parts wanted over the threshold (%(default)s)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--out", type=Path, required=True, help="folder of models, settings, record and plots")
@@ -328,6 +366,7 @@ def main(arguments: Sequence[str]) -> None:
     fp32, _ = score_all(reference, (read_image(p.path, data.spec.channels) for p in same), len(same), "fp32")
     results["parity_int8_fp32"] = parity(scores["good"], fp32, chain.settings.threshold, chain.settings.threshold)
     (args.out / f"{NAME}.json").write_bytes(msgspec.json.format(msgspec.json.encode(chain.settings)) + b"\n")
+    (args.out / f"{NAME}.md").write_text(page(results, chain.settings, args.hold), encoding="utf-8")
     draw_scores(args.out / "scores.png", scores, chain.settings.threshold)
     settings_record = {
         **vars(args),

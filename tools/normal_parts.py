@@ -193,6 +193,36 @@ def draw_comparison(path: Path, found: dict[str, Any]) -> None:
         axes.set_xscale("log"), axes.legend()
 
 
+def page(results: dict[str, Any], settings: AnomalySettings) -> str:
+    """What a model card says of the model, as Markdown."""
+    int8, same, alarms = results["int8"], results["parity_int8_fp32"], results["false_alarms"]
+    lines = [
+        "Mean and deviation of each feature at each place, learned from good parts alone (PaDiM, arXiv:2011.08785, "
+        "diagonal), on the features of another product's detector. A part whose score reaches the threshold goes to "
+        "REVIEW." + (" Parts are shifted onto a reference first; a turned part is not." if results["aligned"] else ""),
+        "",
+        f"- Image AUROC {int8['auroc']:.3f}: {int8['unknown']} bad against {int8['known']} good parts that nothing was "
+        "fitted to, all in INT8.",
+        f"- Threshold {settings.threshold:.3f} from {settings.good_parts} good parts, each scored by a model of the "
+        f"others, for a wanted overkill of {100 * settings.overkill:g} %, which so few parts cannot show: it is "
+        "extrapolated.",
+        f"- False alarms on unseen good parts: {alarms['count']} of {alarms['of']} (95 %: "
+        f"{alarms['interval_95'][0]} to {alarms['interval_95'][1]} in 1000).",
+        f"- INT8 against FP32 on {same['parts']} parts: RMS {same['rms']}, correlation {same['correlation']}, "
+        f"{same['decisions_differ']} decisions differ.",
+        "",
+        "| wanted overkill | threshold | bad parts found | unseen good parts over |",
+        "|---|---|---|---|",
+    ]
+    for x in results["operating_points"]:
+        found, over = ("{} of {}".format(*x[key]) for key in ("bad_found", "unseen_over"))
+        lines.append(f"| {100 * x['overkill']:g} % | {x['threshold']} | {found} | {over} |")
+    lines += ["", "| model | AUROC | with cross-validated good parts | ms in numpy |", "|---|---|---|---|"]
+    for name, f in results["models"].items():
+        lines.append(f"| {name} | {f['auroc']} | {f['auroc_with_cross_validated']} | {f['ms_numpy']} |")
+    return "\n".join(lines) + "\n"
+
+
 def parser() -> argparse.ArgumentParser:
     """Arguments of the step."""
     p = argparse.ArgumentParser(prog="python -m tools normal_parts", description=__doc__.splitlines()[0])
@@ -284,6 +314,7 @@ def main(arguments: Sequence[str]) -> None:
         "operating_points": operating_points(left_out_scores(good, fit, args, args.top), shown["unseen"], shown["bad"]),
     }
     (args.out / f"{NAME}.json").write_bytes(msgspec.json.format(msgspec.json.encode(settings)) + b"\n")
+    (args.out / f"{NAME}.md").write_text(page(results, settings), encoding="utf-8")
     draw_scores(args.out / "scores.png", shown, settings.threshold)
     draw_comparison(args.out / "models.png", compared)
     record = {**vars(args), "checkpoint_sha256": sha256_file(args.checkpoint)}

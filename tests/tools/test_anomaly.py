@@ -153,6 +153,8 @@ def test_the_step_leaves_all_that_a_bundle_needs(trained):
     settings = read_settings((trained / "anomaly.json").read_bytes(), "anomaly.json")
     assert settings.kind == "energy" and settings.good_parts == 20 and settings.overkill == 0.05
     assert (trained / "scores.png").is_file()
+    page = (trained / "anomaly.md").read_text()
+    assert f"{settings.threshold:.3f}" in page and "of 20" in page and "pasted outlier" in page
 
 
 def test_the_record_counts_what_had_no_part_in_the_threshold(trained):

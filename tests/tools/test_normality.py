@@ -122,6 +122,8 @@ def test_the_step_ships_a_model_that_tells_bad_from_good(folders, tmp_path, monk
     assert results["int8"]["auroc"] > 0.9
     assert results["parity_int8_fp32"]["correlation"] > 0.95
     assert results["false_alarms"]["of"] == 6
+    page = (tmp_path / "out" / "anomaly.md").read_text()
+    assert page.count("\n| ") >= 4 + len(MODELS) and "0.5 %" in page
     limits = [point["threshold"] for point in results["operating_points"]]
     assert limits == sorted(limits, reverse=True) and limits[0] == pytest.approx(settings.threshold, abs=1e-3)
     forms = ("x86_64.int8.nb", "armv8.int8.nb", "onnx")
