@@ -280,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=FitConfig.steps, help="of the residual block (%(default)s)")
     p.add_argument("--smoothing", type=int, default=1, help="side in cells of the box that averages the map")
     p.add_argument("--top", type=int, default=1, help="cells whose mean is the score (%(default)s)")
-    p.add_argument("--contrast", type=float, default=FitConfig.contrast, help="weight of CoroCL; 0: without (%(default)s)")
+    p.add_argument("--contrast", type=float, default=FitConfig.contrast, help="of CoroCL; 0: without (%(default)s)")
     p.add_argument("--overkill", type=float, default=0.005, help="good parts wanted over the threshold (%(default)s)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--out", type=Path, required=True, help="folder of models, settings, record and plots")
