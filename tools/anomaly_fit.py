@@ -160,16 +160,16 @@ def _contrast(
 
 
 def energy_map(network: AnomalyNetwork, features: np.ndarray, disturbed: bool = True) -> np.ndarray:
-    """Free energy (N, h', w') of features (N, C, h, w), with the residual block or without it."""
+    """Free energy (N, h, w) of pooled features (N, C, h, w), with the residual block or without it."""
     return np.asarray(free_energy(paddle.to_tensor(logits_of(network, features, disturbed))).numpy())
 
 
 def logits_of(network: AnomalyNetwork, features: np.ndarray, disturbed: bool = True) -> np.ndarray:
-    """Logits (N, K, h', w') of features (N, C, h, w)."""
+    """Logits (N, K, h, w) of features (N, C, h, w) that are pooled already, as `Cells` are."""
     parts = []
     with paddle.no_grad():
         for start in range(0, len(features), 8):
-            x = network.pooled(paddle.to_tensor(features[start : start + 8].astype(np.float32)))
+            x = paddle.to_tensor(features[start : start + 8].astype(np.float32))
             parts.append(network.head(x + network.residual(x) if disturbed else x).numpy())
     return np.concatenate(parts)
 

@@ -62,6 +62,16 @@ def test_the_residual_block_finds_outliers_and_leaves_the_head_as_it_was(fitted)
     assert set(losses) == {"inlier", "outlier", "contrast"} and losses["contrast"] > 0
 
 
+def test_training_on_pooled_cells_and_serving_whole_features_agree():
+    network = make_network(replace(SMALL, pool=2), 5)
+    network.residual.project.weight.set_value(paddle.randn(network.residual.project.weight.shape))
+    features = drawn_cells(2).features.astype(np.float32)
+    with paddle.no_grad():
+        served = network(paddle.to_tensor(features)).numpy()
+    assert served.shape == (2, 3, 6, 6)
+    assert np.allclose(served, logits_of(network, pool_features(features, 2)), atol=1e-4)
+
+
 def test_known_cells_keep_their_class(fitted):
     network, _, _ = fitted
     fresh = drawn_cells(6, seed=9)
