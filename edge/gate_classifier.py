@@ -1,11 +1,12 @@
 """The learned part of the quality gate: one small network that names what is wrong with a frame.
 
 Blur shows in single pixels, so a frame made smaller cannot show it; a whole frame would cost as much as the detector.
-The network reads a mosaic instead: the most structured place of each twelfth of the frame at its own resolution, where
-motion and defocus leave their traces, and the whole frame in small, where exposure, dirt and covers do. Places are
-chosen on a coarse copy, so that a blur of some pixels does not move them; each is brought to the same contrast, so that
-the network sees edges and not what the product is made of. That its classes hold on products that it never saw is
-measured by `python -m tools gate`.
+So the most structured place of each twelfth of the frame is cut out at its own resolution, and brought to the same
+contrast. What tells blur from the product is not their pixels but their spectra: a blur multiplies the spectrum of any
+scene by that of its kernel, which leaves rings of a disc and stripes of a path in its logarithm, whatever the scene is
+(Cannon, "Blind deconvolution of spatially invariant image blurs with phase", IEEE Trans. ASSP 24, 1976). Exposure, dirt
+and covers show in the whole frame in small, and in how its contrast lies. The network reads these four maps side by
+side. That its classes hold on products that it never saw is measured by `python -m tools gate`.
 """
 
 from __future__ import annotations
@@ -27,23 +28,25 @@ from edge.preprocess import Image, to_channels
 from edge.recipe import CLASSIFIED, GateRecipe
 from edge.records import Cause, GateResult
 
-SIDE = 256  # of the mosaic, pixels
-TILE = 64
-THUMBNAIL = 128  # the whole frame, in the mosaic's upper left
+TILE = 64  # pixels of the frame
 TILES = 12
+MAP = 32  # side of each of the four maps
+SIDE = 2 * MAP
 SHAPE = (1, 1, SIDE, SIDE)
 OK = "ok"
 OUTPUTS = (OK, *CLASSIFIED)  # of the network, in its order
 
 COARSE = 8  # places are compared on a copy that is so much smaller
 FLOOR = 4.0  # grey levels added to a tile's deviation: the noise of an empty one is not blown up to a structure
-SPREAD = 3.0  # deviations that stand for 1
+LEADING = 6  # tiles of most contrast, whose spectra are averaged
+LEAST_POWER = 2e-5  # of a frequency, about 30 dB under the mean of a tile with structure: what is less is noise
+LEAST_STEP = 0.5  # grey levels, of the contrast map
 CLIP = 1.5
 MOST_ODDS = 12.0  # log-odds of the highest limit that is fitted
 
-# Upper left corners of the tiles in the mosaic, row by row around the thumbnail.
-CELLS = tuple((y, x) for y in range(0, SIDE, TILE) for x in range(0, SIDE, TILE) if y >= THUMBNAIL or x >= THUMBNAIL)
 _GRIDS = ((1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1))  # rows, columns
+_HANN = np.hanning(TILE + 2)[1:-1].astype(np.float32)
+_WINDOW = np.outer(_HANN, _HANN)  # so that the ends of a tile make no frequencies of their own
 
 Whole = (0.0, 0.0, 1.0, 1.0)
 Limit = Annotated[float, Meta(gt=0, lt=1)]
@@ -100,7 +103,7 @@ underexposed, occluded, dirty_lens; install the bundle again
 
 
 def mosaic(image: Image, roi: tuple[float, float, float, float] = Whole, out: Float | None = None) -> Float:
-    """What the network reads of a frame.
+    """What the network reads of a frame: four maps of 32x32 side by side.
 
     Args:
         image: uint8, (H, W) grey or (H, W, 3) BGR, of any size from one pixel on.
@@ -108,22 +111,52 @@ def mosaic(image: Image, roi: tuple[float, float, float, float] = Whole, out: Fl
         out: of shape `SHAPE`, saves the allocation.
 
     Returns:
-        float32 (1, 1, 256, 256): the thumbnail from -1 (black) to 1 (white), around it the tiles, of mean 0 and of
-        deviation 1/3 where they have structure, within -1.5 to 1.5.
+        float32 (1, 1, 64, 64), within -1.5 to 1.5. Above, spectra with frequency 0 in the middle, logarithms of the
+        power: the mean of the tiles of most contrast, and the highest of all tiles. Below, the whole frame from -1
+        (black) to 1 (white), and the logarithm of the steps in it.
 
     >>> mosaic(np.full((1, 7), 255, np.uint8)).shape
-    (1, 1, 256, 256)
+    (1, 1, 64, 64)
     """
     grey = at_least_a_tile(to_channels(region(image, roi), 1))
+    tiles = np.stack([grey[y : y + TILE, x : x + TILE] for y, x in places(grey)]).astype(np.float32)  # (12, 64, 64)
+    small = cv2.resize(grey, (4 * MAP, 4 * MAP), interpolation=cv2.INTER_AREA)
     tensor = np.empty(SHAPE, np.float32) if out is None else out
     canvas = tensor[0, 0]
-    small = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-    np.multiply(small, np.float32(2 / 255), out=canvas[:THUMBNAIL, :THUMBNAIL], casting="unsafe")
-    canvas[:THUMBNAIL, :THUMBNAIL] -= 1
-    tiles = np.stack([grey[y : y + TILE, x : x + TILE] for y, x in places(grey)]).astype(np.float32)  # (12, 64, 64)
-    for (y, x), tile in zip(CELLS, same_contrast(tiles), strict=True):
-        canvas[y : y + TILE, x : x + TILE] = tile
+    canvas[:MAP, :MAP], canvas[:MAP, MAP:] = spectra(tiles)
+    canvas[MAP:, :MAP] = cv2.resize(small, (MAP, MAP), interpolation=cv2.INTER_AREA) * np.float32(2 / 255) - 1
+    canvas[MAP:, MAP:] = steps(np.asarray(small, np.uint8))
+    np.clip(canvas, -CLIP, CLIP, out=canvas)
     return tensor
+
+
+def spectra(tiles: Float) -> tuple[Float, Float]:
+    """Two maps (32, 32) of the tiles (12, 64, 64), which it changes: mean of the leading ones, and highest of all."""
+    flat = tiles.reshape(len(tiles), -1)
+    flat -= flat.mean(axis=1, keepdims=True)
+    deviation = np.sqrt(np.einsum("ij,ij->i", flat, flat) / flat.shape[1])  # (12,)
+    flat /= (deviation + FLOOR)[:, None]
+    half = np.fft.rfft2(tiles * _WINDOW)  # (12, 64, 33)
+    power = (half.real**2 + half.imag**2).astype(np.float32) * np.float32(1 / (9 * TILE * TILE))
+    leading = power[np.argsort(-deviation, kind="stable")[:LEADING]]
+    mean = np.log10(leading + np.float32(LEAST_POWER)).mean(axis=0)
+    highest = np.log10(power.max(axis=0) + np.float32(LEAST_POWER))
+    return _whole_plane(mean), _whole_plane(highest)
+
+
+def _whole_plane(half: Float) -> Float:
+    """A map (32, 32) of one half of a spectrum (64, 33): the other half mirrors it; 2x2 frequencies are one cell."""
+    shifted = np.roll(half[:, : TILE // 2], TILE // 2, axis=0)  # (64, 32), frequency 0 in row 32
+    cells = shifted.reshape(MAP, 2, MAP // 2, 2).mean(axis=(1, 3))  # (32, 16): columns from frequency 0 on
+    whole = np.concatenate([cells[::-1, ::-1], cells], axis=1)
+    return np.asarray((whole + 3) / 2, np.float32)
+
+
+def steps(small: Image) -> Float:
+    """Where the frame in small (128, 128) has contrast: a map (32, 32), the logarithm of its steps."""
+    edges = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    mean = cv2.resize(edges, (MAP, MAP), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return np.asarray(np.log10(mean + np.float32(LEAST_STEP)) - 1, np.float32)
 
 
 def at_least_a_tile(grey: Image) -> Image:
@@ -166,15 +199,6 @@ def places(grey: Image) -> list[tuple[int, int]]:
 def _grid(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of twelve zones that are as square as they can be."""
     return min(_GRIDS, key=lambda grid: abs(math.log(width * grid[0] / (height * grid[1]))))
-
-
-def same_contrast(tiles: Float) -> Float:
-    """Tiles (N, h, w) with mean 0 and the same deviation; changes and returns them."""
-    flat = tiles.reshape(len(tiles), -1)
-    flat -= flat.mean(axis=1, keepdims=True)
-    deviation = np.sqrt(np.einsum("ij,ij->i", flat, flat) / flat.shape[1])
-    flat /= (SPREAD * (deviation + FLOOR))[:, None]
-    return np.clip(tiles, -CLIP, CLIP, out=tiles)
 
 
 class GateClassifier:

@@ -10,11 +10,10 @@ import pytest
 from edge.errors import BundleError, PredictorError
 from edge.gate import check, undecided
 from edge.gate_classifier import (
-    CELLS,
     CLIP,
+    MAP,
     OUTPUTS,
     SHAPE,
-    THUMBNAIL,
     TILE,
     GateClassifier,
     GateClassifierSettings,
@@ -58,25 +57,43 @@ def test_any_frame_becomes_a_mosaic(shape):
         assert np.isfinite(tensor).all() and np.abs(tensor).max() <= CLIP
 
 
-def test_tiles_are_cut_at_the_frames_own_resolution():
-    image = textured(300, 500)
-    canvas = mosaic(image)[0, 0]
-    for (y, x), (top, left) in zip(CELLS, places(image), strict=True):
-        tile = canvas[y : y + TILE, x : x + TILE]
-        source = image[top : top + TILE, left : left + TILE].astype(float)
-        assert np.corrcoef(tile.ravel(), source.ravel())[0, 1] > 0.9999
-        assert abs(float(tile.mean())) < 0.01 and tile.std() == pytest.approx(1 / 3, rel=0.1)
-
-
-def test_contrast_of_the_product_does_not_reach_the_tiles_and_its_light_does_the_thumbnail():
+def test_contrast_of_the_product_does_not_reach_the_spectra_and_its_light_does_the_thumbnail():
     image = textured(256, 256)
-    pale = (image // 4 + 150).astype(np.uint8)
-    bright, pale = mosaic(image)[0, 0], mosaic(pale)[0, 0]
-    y, x = CELLS[0]
-    assert (
-        np.corrcoef(bright[y : y + TILE, x : x + TILE].ravel(), pale[y : y + TILE, x : x + TILE].ravel())[0, 1] > 0.99
-    )
-    assert pale[:THUMBNAIL, :THUMBNAIL].mean() > bright[:THUMBNAIL, :THUMBNAIL].mean() + 0.3
+    bright, pale = mosaic(image)[0, 0], mosaic((image // 2 + 100).astype(np.uint8))[0, 0]
+    assert np.abs(bright[:MAP] - pale[:MAP]).mean() < 0.05
+    assert pale[MAP:, :MAP].mean() > bright[MAP:, :MAP].mean() + 0.2
+
+
+def test_spectra_are_those_of_the_tiles():
+    """A wave of four pixels: all its power lies a quarter of the sampling rate from the middle, on both sides."""
+    x = np.arange(300)
+    wave = np.rint(128 + 100 * np.cos(2 * np.pi * x / 4)).astype(np.uint8)
+    lying = mosaic(np.tile(wave, (300, 1)))[0, 0]
+    standing = mosaic(np.tile(wave[:, None], (1, 300)))[0, 0]
+    for left in (0, MAP):  # the mean and the highest
+        row = lying[:MAP, left : left + MAP]
+        assert set(np.argwhere(row == row.max())[:, 1]) <= {7, 8, 23, 24}
+        assert set(np.argwhere(row == row.max())[:, 0]) <= {15, 16}
+        column = standing[:MAP, left : left + MAP]
+        assert set(np.argwhere(column == column.max())[:, 0]) <= {7, 8, 23, 24}
+
+
+def test_a_blur_takes_the_high_frequencies_and_motion_those_along_it():
+    image = np.asarray(cv2.GaussianBlur(textured(300, 300), (0, 0), 0.7), np.uint8)
+    sharp = mosaic(image)[0, 0, :MAP, :MAP]
+    soft = mosaic(np.asarray(cv2.GaussianBlur(image, (0, 0), 2), np.uint8))[0, 0, :MAP, :MAP]
+    moved = mosaic(np.asarray(cv2.blur(image, (9, 1)), np.uint8))[0, 0, :MAP, :MAP]
+    assert soft[2].mean() < sharp[2].mean() - 0.5 and soft[:, 2].mean() < sharp[:, 2].mean() - 0.5
+    assert moved[:, 3].mean() < sharp[:, 3].mean() - 0.3, "frequencies across"
+    assert moved[3, 15:17].mean() > sharp[3, 15:17].mean() - 0.3, "frequencies down stay"
+
+
+def test_a_cover_shows_in_the_map_of_steps():
+    image = textured(400, 400)
+    covered = image.copy()
+    covered[:200] = 90
+    steps = mosaic(covered)[0, 0, MAP:, MAP:]
+    assert steps[:14].max() < steps[18:].min()
 
 
 def test_every_twelfth_gives_its_most_structured_place_and_a_blur_does_not_move_it():

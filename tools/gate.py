@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
                    help="leave product B out too when A is tested, since it is like it; repeat it")  # fmt: skip
     p.add_argument("--examples", type=int, default=1200, help="training examples a product (%(default)s)")
     p.add_argument("--drawn-examples", type=int, default=800, help="of each drawn product (%(default)s)")
-    p.add_argument("--epochs", type=int, default=12, help="(%(default)s)")
+    p.add_argument("--epochs", type=int, default=16, help="(%(default)s)")
     p.add_argument("--limit-frames", type=int, default=32, help="that tell what a fault costs (%(default)s)")
     p.add_argument("--test-frames", type=int, default=30, help="of a product, that are spoilt in tests (%(default)s)")
     p.add_argument("--refuse", type=float, default=0.005, help="share of good frames that may be refused (%(default)s)")

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from edge.gate import Measures, measure
-from edge.gate_classifier import CLIP, OUTPUTS, SIDE, mosaic
+from edge.gate_classifier import MAP, OUTPUTS, SIDE, mosaic
 from edge.preprocess import Image
 from edge.recipe import CLASSIFIED
 from tools.gate_faults import MOST, conditions
@@ -25,7 +25,7 @@ from tools.gate_products import Product, another_look, another_size
 from tools.physical import photograph
 
 Rng = np.random.Generator
-Mosaics = np.ndarray  # (N, 256, 256) int8, see `pack`
+Mosaics = np.ndarray  # (N, 64, 64) float16, see `pack`
 
 OK_SHARE = 0.42  # of training examples
 OFTEN = {  # of the others
@@ -63,13 +63,13 @@ class Example:
 
 
 def pack(tensor: np.ndarray) -> np.ndarray:
-    """A mosaic (1, 1, 256, 256) as int8 (256, 256): the steps of an INT8 input, a quarter of the memory."""
-    return np.rint(tensor[0, 0] * (127 / CLIP)).astype(np.int8)
+    """A mosaic (1, 1, 64, 64) as float16 (64, 64): far finer than the steps of an INT8 input."""
+    return tensor[0, 0].astype(np.float16)
 
 
 def unpack(packed: Mosaics) -> np.ndarray:
-    """Packed mosaics (N, 256, 256) as float32 (N, 1, 256, 256)."""
-    return packed[:, None].astype(np.float32) * np.float32(CLIP / 127)
+    """Packed mosaics (N, 64, 64) as float32 (N, 1, 64, 64)."""
+    return packed[:, None].astype(np.float32)
 
 
 def _camera(how_sharp: Mapping[str, float], rng: Rng) -> dict[str, float]:
@@ -111,8 +111,8 @@ def training_example(image: Image, limits: Mapping[str, Limits], rng: Rng) -> tu
 
 
 def training_set(product: Product, limits: Mapping[str, Limits], count: int, seed: int) -> tuple[Mosaics, np.ndarray]:
-    """`count` training examples: packed mosaics (N, 256, 256) and labels (N,), places in `OUTPUTS`."""
-    mosaics = np.empty((count, SIDE, SIDE), np.int8)
+    """`count` training examples: packed mosaics (N, 64, 64) and labels (N,), places in `OUTPUTS`."""
+    mosaics = np.empty((count, SIDE, SIDE), np.float16)
     labels = np.empty(count, np.int64)
     order = np.random.default_rng(seed).permutation(np.arange(count) % len(product))
     for n in tqdm(range(count), f"examples {product.name}", mininterval=5):
@@ -152,9 +152,9 @@ def trial_plan(
 
 
 def trial_set(product: Product, limits: Mapping[str, Limits], frames: int, seed: int) -> tuple[Mosaics, list[Example]]:
-    """Test examples: packed mosaics (N, 256, 256) and what each is."""
+    """Test examples: packed mosaics (N, 64, 64) and what each is."""
     plan = list(trial_plan(product, limits, frames, np.random.default_rng(seed)))
-    mosaics, examples = np.empty((len(plan), SIDE, SIDE), np.int8), []
+    mosaics, examples = np.empty((len(plan), SIDE, SIDE), np.float16), []
     for n, (i, label, cause, level) in enumerate(tqdm(plan, f"tests {product.name}", mininterval=5)):
         image, rng = product.read(i), np.random.default_rng([seed, n])
         if cause:
@@ -164,29 +164,14 @@ def trial_set(product: Product, limits: Mapping[str, Limits], frames: int, seed:
     return mosaics, examples
 
 
-def shuffled_tiles(batch: np.ndarray, rng: Rng) -> np.ndarray:
-    """Mosaics (N, 1, 256, 256) with their tiles in another order, and all of each turned over by chance.
-
-    What is wrong with a frame does not depend on where its tiles lie, and gravity has no say on most lines.
-    """
-    from edge.gate_classifier import CELLS, THUMBNAIL, TILE
-
-    tiles = np.stack([batch[:, 0, y : y + TILE, x : x + TILE] for y, x in CELLS], axis=1)  # (N, 12, 64, 64)
-    out = np.empty_like(batch)
-    for n in range(len(batch)):
-        turned = tiles[n, rng.permutation(len(CELLS))]
-        small = batch[n, 0, :THUMBNAIL, :THUMBNAIL]
-        down, across, over = rng.random(3) < 0.5
-        if down:
-            turned, small = turned[:, ::-1], small[::-1]
-        if across:
-            turned, small = turned[:, :, ::-1], small[:, ::-1]
-        if over:
-            turned, small = turned.transpose(0, 2, 1), small.T
-        out[n, 0, :THUMBNAIL, :THUMBNAIL] = small
-        for (y, x), tile in zip(CELLS, turned, strict=True):
-            out[n, 0, y : y + TILE, x : x + TILE] = tile
-    return out
+def turned(batch: np.ndarray, rng: Rng) -> np.ndarray:
+    """Mosaics (N, 1, 64, 64) of frames turned over by chance, each map for itself: gravity has no say on most lines."""
+    maps = batch.reshape(len(batch), 2, MAP, 2, MAP).transpose(0, 1, 3, 2, 4).copy()  # (N, 2, 2, 32, 32)
+    down, across, over = (rng.random((3, len(batch))) < 0.5)  # fmt: skip
+    maps[down] = maps[down][..., ::-1, :]
+    maps[across] = maps[across][..., ::-1]
+    maps[over] = maps[over].swapaxes(-1, -2)
+    return np.ascontiguousarray(maps.transpose(0, 1, 3, 2, 4)).reshape(batch.shape)
 
 
 def together(sets: Sequence[tuple[Mosaics, np.ndarray]]) -> tuple[Mosaics, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edge import gate
-from edge.gate_classifier import OUTPUTS, GateClassifierSettings, fit_limits, judged, softmax
+from edge.gate_classifier import OUTPUTS, GateClassifierSettings, against_ok, fit_limits, judged, log_odds, softmax
 from edge.recipe import CLASSIFIED, GateRecipe
 from edge.records import GateResult
 from tools.gate_data import Example
@@ -78,6 +78,15 @@ def spoilt_score(probabilities: Sequence[Mapping[str, float]]) -> np.ndarray:
     return np.log(p / (1 - p))
 
 
+def blur_score(probabilities: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """How surely a frame is blurred, (N,): the log-odds, against a good frame, of the more probable kind."""
+    return np.array([max(log_odds(against_ok(x, cause)) for cause in BLURS) for x in probabilities])
+
+
+def _of(trial: Trial, cause: str) -> np.ndarray:
+    return np.array([log_odds(against_ok(x, cause)) for x in trial.probabilities])
+
+
 @dataclass(frozen=True)
 class Fitted:
     """Thresholds that `edge calibrate gate` fits: cheap ones, and the classifier's."""
@@ -106,18 +115,19 @@ def judge_all(trial: Trial, fitted: Fitted, classifier: bool = True) -> list[Gat
 def figures(trial: Trial, settings: GateClassifierSettings, refuse: float) -> dict[str, Any]:
     """All figures of one product."""
     fitted = calibrate(trial, settings, refuse)
-    labels, score = trial.labels, spoilt_score(trial.probabilities)
+    labels, score, blur = trial.labels, spoilt_score(trial.probabilities), blur_score(trial.probabilities)
     cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in trial.examples])
     good, blurred = labels == "ok", np.isin(labels, BLURS)
     results, alone = judge_all(trial, fitted), judge_all(trial, fitted, classifier=False)
     return {
         "auroc_blur": {
-            "classifier": auroc(score[blurred], score[good]),
-            "classifier_against_as_captured": auroc(score[blurred], score[trial.captured]),
+            "classifier": auroc(blur[blurred], blur[good]),
+            "classifier_against_as_captured": auroc(blur[blurred], blur[trial.captured]),
+            "anything_wrong": auroc(score[blurred], score[good]),
             "sharpness_alone": auroc(cheap[blurred], cheap[good]),
             "n_bad": int(blurred.sum()),
             "n_good": int(good.sum()),
-            **{cause: auroc(score[labels == cause], score[good]) for cause in CLASSIFIED},
+            **{cause: auroc(_of(trial, cause)[labels == cause], _of(trial, cause)[good]) for cause in CLASSIFIED},
         },
         "good_refused": {
             "as_captured": _refused(results, trial.captured & ~trial.calibrates),
@@ -185,7 +195,7 @@ def plot_roc(path: Path, by_product: Mapping[str, Trial]) -> None:
         path, "Blur that costs a tenth of the recall, on products left out of training", ncols=2, figsize=(10, 4.4)
     ) as axes:
         for name, trial in by_product.items():
-            labels, score = trial.labels, spoilt_score(trial.probabilities)
+            labels, score = trial.labels, blur_score(trial.probabilities)
             cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in trial.examples])
             good, bad = labels == "ok", np.isin(labels, BLURS)
             for each, s in zip(axes, (score, cheap), strict=True):

@@ -19,7 +19,7 @@ import numpy as np
 
 from edge.bundle import manifest as manifests
 from edge.capture.board import DEFECTS, draw_board
-from edge.preprocess import Image
+from edge.preprocess import Image, to_channels
 from tools.dataset import INDEX, Dataset, read_dataset, read_image
 from tools.errors import DataError, ToolError
 from tools.lens import smooth_field
@@ -29,6 +29,7 @@ Rng = np.random.Generator
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 LEAST_PHOTOGRAPHS = 20
 DRAWN_SIDE = 640
+THRESHOLDED = 0.3  # of the looks that are changed
 KEPT = 64  # photographs kept in memory
 SHAPES = 900  # of a picture of dead leaves
 LARGEST_SIDE = 1600  # photographs are cut to it, so that a picture of a telephone does not take a minute
@@ -170,6 +171,8 @@ def another_look(image: Image, rng: Rng) -> Image:
 
     What it shows stays as sharp as it was, but for a thresholded one, whose edges become sharper.
     """
+    if rng.random() < THRESHOLDED:
+        image = _thresholded(image, rng)
     table = np.arange(256, dtype=np.float32) / 255
     if rng.random() < 0.35:
         table = 1 - table
@@ -183,6 +186,15 @@ def another_look(image: Image, rng: Rng) -> Image:
         tint = rng.uniform(0.5, 1, 3)
         changed = np.dstack([np.rint(changed * share).astype(np.uint8) for share in tint])
     return changed
+
+
+def _thresholded(image: Image, rng: Rng) -> Image:
+    """Black and white, as a line scan of etched copper: light where it is lighter than its surroundings or a limit."""
+    grey = cv2.GaussianBlur(to_channels(image, 1), (3, 3), 0.8)
+    if rng.random() < 0.5:
+        around = cv2.blur(grey, (61, 61)).astype(np.int16) - int(rng.integers(-6, 7))
+        return np.where(grey > around, 255, 0).astype(np.uint8)
+    return np.where(grey > np.quantile(grey[::4, ::4], rng.uniform(0.25, 0.75)), 255, 0).astype(np.uint8)
 
 
 def _shiny(image: Image, rng: Rng) -> Image:

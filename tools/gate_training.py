@@ -13,7 +13,7 @@ from paddle import nn
 from tqdm import tqdm
 
 from edge.gate_classifier import OUTPUTS
-from tools.gate_data import Mosaics, shuffled_tiles, unpack
+from tools.gate_data import Mosaics, turned, unpack
 from tools.gate_network import SPEC, GateNetwork
 from tools.paddle_model import StaticModel, compile_nb, save_layer
 from tools.ptq import filters, post_training, reduce_range, set_scales
@@ -45,7 +45,7 @@ def rate_at(progress: float, step: int) -> float:
 
 
 def fit(mosaics: Mosaics, labels: np.ndarray, epochs: int, seed: int, name: str = "train") -> Trained:
-    """Train a network on packed mosaics (N, 256, 256) and labels (N,), places in `OUTPUTS`."""
+    """Train a network on packed mosaics (N, 64, 64) and labels (N,), places in `OUTPUTS`."""
     paddle.seed(seed)
     rng = np.random.default_rng(seed)
     network = GateNetwork()
@@ -57,7 +57,7 @@ def fit(mosaics: Mosaics, labels: np.ndarray, epochs: int, seed: int, name: str 
     for _ in range(epochs):
         for some in np.array_split(rng.permutation(len(labels)), max(1, len(labels) // BATCH)):
             optimizer.set_lr(rate_at(step / max(1, steps), step))
-            of_epoch.append(_step(network, optimizer, shuffled_tiles(unpack(mosaics[some]), rng), labels[some]))
+            of_epoch.append(_step(network, optimizer, turned(unpack(mosaics[some]), rng), labels[some]))
             step += 1
             bar.update()
         losses.append(round(float(np.mean(of_epoch)), 4))
@@ -79,7 +79,7 @@ def _step(network: GateNetwork, optimizer: Any, batch: np.ndarray, labels: np.nd
 
 
 def logits_of(network: GateNetwork, mosaics: Mosaics) -> np.ndarray:
-    """Outputs (N, outputs) for packed mosaics (N, 256, 256)."""
+    """Outputs (N, outputs) for packed mosaics (N, 64, 64)."""
     parts = []
     with paddle.no_grad():
         for start in range(0, len(mosaics), BATCH):
