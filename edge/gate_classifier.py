@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Annotated, Protocol
 
 import cv2
@@ -43,7 +44,9 @@ LEAST_POWER = 2e-5  # of a frequency, about 30 dB under the mean of a tile with 
 LEAST_STEP = 0.5  # grey levels, of the contrast map
 CLIP = 1.5
 MOST_ODDS = 12.0  # log-odds of the highest limit that is fitted
+LEAST_SHARE = 1e-4  # of good frames, that a limit of one cause is fitted for
 
+_NORMAL = NormalDist()
 _GRIDS = ((1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1))  # rows, columns
 _HANN = np.hanning(TILE + 2)[1:-1].astype(np.float32)
 _WINDOW = np.outer(_HANN, _HANN)  # so that the ends of a tile make no frequencies of their own
@@ -330,7 +333,8 @@ def fit_limits(
 ) -> dict[str, float]:
     """Limits of each cause that refuse about `refuse_share` of frames like these good ones, all causes together.
 
-    As with the cheap limits, a limit lies twice as far from the median as the quantile does, on the scale of log-odds.
+    Log-odds of good frames are taken to fall off like a normal distribution: what some hundred frames do not show of
+    its tail is reached for by as much as the wanted quantile of one lies further out than the one that they do show.
     None is below the bundle's own: a product that looks good to the classifier is not to be held to a tighter limit
     than the one for which its causes were trained.
 
@@ -340,15 +344,19 @@ def fit_limits(
     >>> settings = GateClassifierSettings(limits=dict.fromkeys(CLASSIFIED, 0.5))
     >>> good = [{**dict.fromkeys(OUTPUTS, 0.01), "ok": 0.9, "defocus": p} for p in (0.6, 0.9)]
     >>> fit_limits(good, settings, 0.0)["defocus"], fit_limits(good, settings, 0.0)["motion"]
-    (0.55051, 0.5)
+    (0.824584, 0.5)
     """
     if len(good) < 2:
         raise ValueError(f"limits want at least 2 good frames, got {len(good)}")
+    wanted = max(LEAST_SHARE, refuse_share / len(CLASSIFIED))
+    shown = max(wanted, 1 / (len(good) + 1))  # the highest of n lies about there
+    reach = max(1.0, _NORMAL.inv_cdf(1 - wanted) / _NORMAL.inv_cdf(1 - shown))
     limits = {}
     for cause in CLASSIFIED:
         odds = np.array([log_odds(against_ok(p, cause)) for p in good])
-        edge = float(np.quantile(odds, 1 - refuse_share / len(CLASSIFIED)))
-        share = 1 / (1 + math.exp(-min(MOST_ODDS, 2 * edge - float(np.median(odds)))))
+        middle = float(np.median(odds))
+        highest = middle + reach * (float(np.quantile(odds, 1 - shown, method="higher")) - middle)
+        share = 1 / (1 + math.exp(-min(MOST_ODDS, highest)))
         limits[cause] = max(settings.limits[cause], round(share, 6))
     return limits
 
