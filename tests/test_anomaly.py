@@ -102,7 +102,7 @@ def test_an_answer_of_another_shape_is_refused(outputs):
     ],
 )
 def test_settings_that_cannot_be_used_are_named(text, says):
-    with pytest.raises(BundleError, match="anomaly.json") as caught:
+    with pytest.raises(BundleError, match=r"anomaly\.json") as caught:
         read_settings(text.encode(), "anomaly.json")
     assert says in str(caught.value)
 

@@ -301,7 +301,7 @@ def draw_curves(path: Path, name: str, maps: Mapping[str, np.ndarray], case: Cas
             grid = on_grid(values, case.size)
             known = grid[(case.truth == BACKGROUND) | (case.truth == KNOWN_DEFECT)]
             precision, recall, _ = curves(grid[case.truth == UNKNOWN], known)
-            keep = np.unique(np.linspace(0, len(recall) - 1, 500).astype(int))
+            keep = np.unique(np.searchsorted(recall, np.linspace(recall[0], 1, 300)))  # evenly over what is drawn
             axes.plot(recall[keep], precision[keep], label=method)
         axes.set_ylim(0, 1), axes.legend()
 
