@@ -16,12 +16,16 @@ class DriftWatch:
         monitor: of the camera.
         autoencoder: of the product, where its bundle has one.
         every: it looks at each so-many-th frame.
+
+    Attributes:
+        answered: whether the autoencoder looked at the last frame, and said how far off it was.
     """
 
     def __init__(self, monitor: DriftMonitor, autoencoder: Predictor | None, every: int) -> None:
         self.monitor = monitor
         self._autoencoder = autoencoder
         self._every = every
+        self.answered = False
 
     def look(self, inspection: Inspection) -> list[Event]:
         """Take one frame; what is new.
@@ -29,7 +33,9 @@ class DriftWatch:
         Raises:
             PredictorError: the autoencoder failed, or answered with what is no number.
         """
+        self.answered = False
         error = self._error(inspection) if inspection.gate.passed and self.monitor.wants_ae(self._every) else None
+        self.answered = error is not None
         return self.monitor.update(inspection, inspection.features, error)
 
     def _error(self, inspection: Inspection) -> float | None:

@@ -34,6 +34,8 @@ FORECAST_EVERY_S = 60.0
 JPEG_QUALITY = 90
 # What happened once is shown for so many frames: long enough for a person to see it.
 MOMENT_FRAMES = 200
+# So many answers of an autoencoder after one that failed, and its alarm is over.
+ANSWERS_TO_TRUST = 20
 # These are told by the report (`no baseline`, `learning`), and are no alarm: a new line begins so.
 QUIET = (EventKind.NO_BASELINE, EventKind.LEARNED)
 MOMENTS = (EventKind.RESOLUTION, EventKind.CONSTANT, EventKind.CLOCK, EventKind.STATE)
@@ -67,7 +69,7 @@ class CameraWatch:
         self._moments: dict[str, int] = {}  # alarm -> frames until it is over
         self._blind: set[str] = set()
         self._forecast_due_ns = 0
-        self._failing = False
+        self._answers_wanted = 0  # of an autoencoder that failed, until it is trusted again
 
     def restore(self, state: Any) -> list[Notice]:
         """Go on from what `state` gave; what cannot be used is told and begins anew."""
@@ -76,7 +78,8 @@ class CameraWatch:
         for event in self.monitor.restore(given.get("drift")):
             notices += self._notices(event)
         try:
-            self.trend.restore(given.get("trend") or {})
+            trend = given.get("trend")
+            self.trend.restore(trend if isinstance(trend, dict) else {})
         except ConfigError as error:
             log.warning("camera %s: %s", self.camera, " ".join(str(error).split()))
         return notices
@@ -103,14 +106,15 @@ class CameraWatch:
         try:
             events = self._drift.look(inspection)
         except PredictorError as error:
-            if not self._failing:
-                self._failing = True
+            failing, self._answers_wanted = self._answers_wanted > 0, ANSWERS_TO_TRUST
+            if not failing:
                 yield _notice(code, f"{self.camera}: {error}", "Restart the daemon; install the bundle again.")
             events = self.monitor.update(inspection, inspection.features)
         else:
-            if self._failing and self.monitor.report().frames % MOMENT_FRAMES == 0:
-                self._failing = False
-                yield Notice(code, None)
+            if self._answers_wanted and self._drift.answered:
+                self._answers_wanted -= 1
+                if not self._answers_wanted:
+                    yield Notice(code, None)
         for event in events:
             log.info("drift: %s", event.text)
             yield from self._notices(event)
@@ -127,11 +131,16 @@ class CameraWatch:
             self._blind.add(event.signal)
             code += "_unseen"
         if event.kind in MOMENTS:
-            self._moments[code] = MOMENT_FRAMES
+            shown, self._moments[code] = code in self._moments, MOMENT_FRAMES
+            if shown:  # frames of two sizes in turn are one alarm, not one a frame
+                return
         yield Notice(code, None) if event.kind is EventKind.RECOVERED else _notice(code, event.text, event.advice)
 
     def _over(self) -> list[Notice]:
-        """The alarms of moments that have been shown long enough."""
+        """The alarms of moments that have been shown long enough; one that lasts is shown as long as it does."""
+        constant = f"drift_{self.camera}_{EventKind.CONSTANT.value}"
+        if self.monitor.constant and constant in self._moments:
+            self._moments[constant] = MOMENT_FRAMES + 1
         self._moments = {code: left - 1 for code, left in self._moments.items()}
         gone = [code for code, left in self._moments.items() if left <= 0]
         for code in gone:

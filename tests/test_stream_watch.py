@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from edge.errors import PredictorError
 from edge.judges import Judges
 from edge.recipe import DriftRecipe, GateRecipe, Recipe
 from edge.records import Detections, Frame, GateResult, Inspection, Scores, Verdict, VerdictKind
-from edge.stream_watch import MOMENT_FRAMES, STATE, Notice, StreamWatch
+from edge.stream_watch import ANSWERS_TO_TRUST, MOMENT_FRAMES, STATE, Notice, StreamWatch
 from tests.fakes import FakeClock
 
 LEARNED = Learning().frames
@@ -25,13 +27,14 @@ class Line:
 
     def __init__(self, folder: Path, judges: Judges | None = None, recipe: Recipe | None = None) -> None:
         self.folder, self.judges, self.recipe = folder, judges or Judges(), recipe or Recipe()
+        self.classes: tuple[str, ...] = ("open",)
         self.clock = FakeClock()
         self.rng = np.random.default_rng(4)
         self.number = 0
         self.start()
 
     def start(self) -> None:
-        self.watch = StreamWatch(self.judges, self.recipe, ("open",), self.folder, self.clock)
+        self.watch = StreamWatch(self.judges, self.recipe, self.classes, self.folder, self.clock)
 
     def inspection(self, level: float = 128.0, size: int = 64, ahead_s: float = 0.0) -> Inspection:
         self.number += 1
@@ -87,6 +90,26 @@ def test_a_restart_neither_forgets_the_baseline_nor_the_drift(tmp_path: Path) ->
     assert message.origin == "learned from cam1"
 
 
+def test_what_stands_is_an_alarm_again_after_a_restart_and_ends_when_it_is_over(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    line.run(LEARNED + 50)
+    line.run(60, level=112.0)
+    line.watch.save()
+    line.start()
+    notices = line.run(1, level=112.0)
+    assert codes(notices) == [("drift_cam1_brightness", True)], "a new process has no alarm of the last one's"
+    assert notices[0].alarm is not None and "darker: 12" in notices[0].alarm.text and "lamps" in notices[0].alarm.advice
+    assert line.run(5, level=112.0) == [], "once"
+    assert ("drift_cam1_brightness", False) in codes(line.run(400))
+
+
+@pytest.mark.parametrize("drift", [None, 7, [], {}])
+@pytest.mark.parametrize("trend", [None, 7, [1], {}])
+def test_a_state_of_another_shape_stops_nothing(tmp_path: Path, drift: object, trend: object) -> None:
+    (tmp_path / STATE).write_text(json.dumps({"cam1": {"drift": drift, "trend": trend}}))
+    assert codes(Line(tmp_path).run(1)) == [("drift_cam1_state", True)]
+
+
 def test_it_saves_by_itself_every_minute(tmp_path: Path) -> None:
     line = Line(tmp_path)
     line.run(61)
@@ -110,6 +133,34 @@ def test_another_resolution_and_a_jump_of_the_clock_are_told_for_a_while(tmp_pat
     assert ("drift_cam1_resolution", False) in codes(line.run(MOMENT_FRAMES, size=80))
 
 
+def test_frames_of_two_sizes_in_turn_are_one_alarm(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    notices = [n for k in range(2 * MOMENT_FRAMES) for n in line.run(1, size=64 if k % 2 else 80)]
+    assert codes(notices) == [("drift_cam1_resolution", True)]
+    assert ("drift_cam1_resolution", False) in codes(line.run(MOMENT_FRAMES + 1, size=80))
+
+
+def test_frames_of_one_grey_are_an_alarm_for_as_long_as_they_are(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    line.run(5)
+    notices = []
+    for _ in range(3 * MOMENT_FRAMES):
+        judged = line.inspection()
+        grey = np.full_like(judged.frame.image, 99)
+        notices += line.watch.look(replace(judged, frame=replace(judged.frame, image=grey)))
+    assert codes(notices) == [("drift_cam1_constant", True)]
+    assert ("drift_cam1_constant", False) in codes(line.run(MOMENT_FRAMES + 1))
+
+
+def test_a_product_without_classes_is_watched_for_all_the_rest(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    line.classes = ()
+    line.start()
+    line.run(LEARNED + 50)
+    assert line.status() == "watching"
+    assert ("drift_cam1_brightness", True) in codes(line.run(60, level=112.0))
+
+
 class Broken:
     """An autoencoder whose answer is no number, while it is broken."""
 
@@ -122,20 +173,19 @@ class Broken:
         return [tensor.copy()]
 
 
-def test_an_autoencoder_that_fails_is_told_once_and_the_rest_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [1, 10])
+def test_an_autoencoder_that_fails_is_told_once_and_the_rest_goes_on(tmp_path: Path, every: int) -> None:
     learner = Line(tmp_path / "a")
     learner.run(LEARNED + 5)
     settings = learner.watch._cameras["cam1"].monitor.settings
     assert settings is not None
-    from msgspec.structs import replace
-
-    settings = replace(settings, autoencoder=Autoencoder(width=16, height=16))
+    settings = msgspec.structs.replace(settings, autoencoder=Autoencoder(width=16, height=16))
     autoencoder = Broken()
-    line = Line(tmp_path / "b", Judges(drift=settings, autoencoder=autoencoder), Recipe(drift=DriftRecipe(every=1)))
-    notices = codes(line.run(30))
-    assert notices.count(("drift_cam1_autoencoder", True)) == 1
+    line = Line(tmp_path / "b", Judges(drift=settings, autoencoder=autoencoder), Recipe(drift=DriftRecipe(every=every)))
+    notices = codes(line.run(3 * MOMENT_FRAMES))
+    assert notices == [("drift_cam1_autoencoder", True)], "and it stands for as long as it fails"
     autoencoder.broken = False
-    assert ("drift_cam1_autoencoder", False) in codes(line.run(MOMENT_FRAMES))
+    assert ("drift_cam1_autoencoder", False) in codes(line.run(ANSWERS_TO_TRUST * every))
     assert ("drift_cam1_brightness", True) in codes(line.run(60, level=112.0))
 
 

@@ -108,12 +108,18 @@ class DriftMonitor:
         """Learns everything without a baseline, and with one what depends on the line's own bad parts."""
         if self._settings is None:
             return Learner(self._learning, self._classes, self._least_confidence())
-        lacking = [name for name in OF_THE_LINE if name not in self._settings.signals]
+        of_the_line = OF_THE_LINE if self._classes else ()  # without classes nothing is ever found
+        lacking = [name for name in of_the_line if name not in self._settings.signals]
         how = replace(self._learning, arl0=self._settings.arl0)
         return Learner(how, self._classes, self._least_confidence(), lacking) if lacking else None
 
     def _least_confidence(self) -> float:
         return self._bundle.least_confidence if self._bundle else 0.3
+
+    @property
+    def constant(self) -> bool:
+        """Whether the last frames were of one grey."""
+        return self._constant >= CONSTANT_ROW
 
     @property
     def settings(self) -> DriftSettings | None:
@@ -257,7 +263,9 @@ class DriftMonitor:
         self._blind = blind
         return events
 
-    def _moved(self, kind: EventKind, moved: Moved, frame: Frame, words: str = "is as on good frames again") -> Event:
+    def _moved(
+        self, kind: EventKind, moved: Moved, frame: Frame | None, words: str = "is as on good frames again"
+    ) -> Event:
         text, advice = f"{moved.signal} {words}", ""
         if kind is EventKind.MOVED:
             text, advice = f"{moved.text}, {since_words(moved.since, moved.frames_ago)}", REMEDIES[moved.advice]
@@ -311,7 +319,7 @@ class DriftMonitor:
         }
 
     def restore(self, state: Any) -> list[Event]:
-        """Go on from a state; what cannot be used is told, and watching begins anew.
+        """Go on from a state; a drift that stands in it is told again, as is that it cannot be used.
 
         Args:
             state: as `state` gave it, or whatever is left of that.
@@ -324,7 +332,8 @@ class DriftMonitor:
             self._reset(None)
             text = f"the kept state of drift cannot be used, watching begins anew: {' '.join(str(error).split())}"
             return [self._event(EventKind.STATE, None, text)]
-        return []
+        standing = [watch.moved for watch in self._watches.values() if watch.moved is not None]
+        return [self._moved(EventKind.MOVED, moved, None) for moved in standing]
 
     def _restore(self, state: _State) -> None:
         if state.format != STATE_FORMAT:

@@ -74,7 +74,7 @@ class Measured:
 
     Attributes:
         values: of each signal, one a frame that has it; see `edge.drift.signals`. Unknown names are refused.
-        classes: the detector's class names, for `kind`.
+        classes: the detector's class names, for `kind`; without any it finds nothing, and `OF_THE_LINE` is left out.
         width, height: of the frames.
         ordered: the values are of frames in a row of one line: neighbours tell how alike neighbours are, and bad parts
             are as frequent as they are. Of a data set they are not, and `OF_THE_LINE` is left to be learned.
@@ -104,7 +104,8 @@ def settings_for(measured: Measured, origin: str, arl0: float = ARL0, least_conf
     if unknown:
         raise ValueError(f"no signal is called {unknown[0]}; known: {', '.join(PLANS)}")
     each = arl0 * len(PLANS)
-    names = [name for name in PLANS if name in measured.values and (measured.ordered or name not in OF_THE_LINE)]
+    leave_out = () if measured.ordered and measured.classes else OF_THE_LINE
+    names = [name for name in PLANS if name in measured.values and name not in leave_out]
     if not names:
         raise ValueError("nothing was measured that could be watched")
     return DriftSettings(

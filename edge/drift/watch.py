@@ -141,7 +141,7 @@ class Watch:
         """All that the next frames depend on, as JSON has it."""
         moved = msgspec.to_builtins(self.moved) if self.moved is not None else None
         own = {"sum": self._sum, "count": self._count, "quiet": self._quiet, "moved": moved}
-        return own | {"detector": self._detector.state()}
+        return own | {"unmeasured": self.unmeasured, "detector": self._detector.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state.
@@ -157,6 +157,7 @@ class Watch:
             raise ValueError(f"not a state of {self.name}: sum {kept.sum} of {kept.count}")
         self._detector.restore(kept.detector)
         self._sum, self._count, self._quiet, self.moved = kept.sum, kept.count, kept.quiet, kept.moved
+        self.unmeasured = kept.unmeasured
 
 
 class _Kept(msgspec.Struct):
@@ -165,6 +166,7 @@ class _Kept(msgspec.Struct):
     quiet: int
     moved: Moved | None
     detector: dict[str, Any]
+    unmeasured: int = 0
 
 
 def _located(name: str, how: Signal, change: Change, history: History) -> Moved:
@@ -178,7 +180,8 @@ def _located(name: str, how: Signal, change: Change, history: History) -> Moved:
     begun = int(measured[first]) if begun is None else begun
     # The oldest frame that is remembered says nothing of the frames before it.
     beyond = begun == measured[0] and change.points * how.batch > len(measured)
-    now = change.shift if mix else float(np.nanmean(values[begun:]))
+    # Where the score is a number the value is finite: one infinite value would make the mean what JSON cannot say.
+    now = change.shift if mix else float(values[measured[measured >= begun]].mean())
     sigmas = change.shift if mix else float(np.nanmean(scores[begun:]))
     baseline = 0.0 if isinstance(how.baseline, Kinds) else how.baseline.centre
     direction: Direction = "other" if mix else "up" if sign > 0 else "down"

@@ -249,6 +249,42 @@ def test_a_restart_forgets_neither_baseline_nor_drift() -> None:
     third = DriftMonitor("cam1", None, CLASSES, LEARN)
     third.restore(json.loads(json.dumps(second.state())))
     assert third.report().moved == second.report().moved
+    fourth = DriftMonitor("cam1", None, CLASSES, LEARN)
+    again = fourth.restore(json.loads(json.dumps(second.state())))
+    assert [(e.kind, e.signal) for e in again] == [(EventKind.MOVED, m.signal) for m in second.report().moved]
+    assert again and "darker" in again[0].text and again[0].advice == REMEDIES["relight"]
+
+
+def test_what_was_not_measured_before_a_restart_is_no_calm_after_it() -> None:
+    first, second = (DriftMonitor("cam1", None, CLASSES, LEARN) for _ in range(2))
+    run(first, [*calm(120), *calm(MOST_UNMEASURED + 5, 120, refused=True)])
+    second.restore(json.loads(json.dumps(first.state())))
+    run(second, calm(1, 900, refused=True))
+    assert second.report().blind == ["confidence", "kind"] and second.report().status == "blind"
+
+
+def test_a_number_without_end_is_not_told_as_a_mean() -> None:
+    monitor = DriftMonitor("cam1", None, CLASSES, LEARN)
+    rng = np.random.default_rng(3)
+
+    def features(level: float) -> np.ndarray:
+        return np.full((1, 4, 6, 6), level, np.float32) + rng.normal(0, 0.1, (1, 4, 1, 1)).astype(np.float32)
+
+    for frame in calm(110):
+        monitor.update(frame, features(1.0))
+    for k, frame in enumerate(calm(60, 110)):
+        monitor.update(frame, features(math.inf if k == 6 else 1.5))
+    moved = {m.signal: m for m in monitor.report().moved}
+    assert "feature_mean" in moved and moved["feature_mean"].now == pytest.approx(1.5, abs=0.1)
+
+
+def test_a_detector_without_classes_has_nothing_of_the_line_to_learn() -> None:
+    learned, given = DriftMonitor("cam1", None, (), LEARN), DriftMonitor("cam1", bundle_settings(), (), LEARN)
+    run(learned, calm(150))
+    run(given, calm(150))
+    for monitor in (learned, given):
+        assert monitor.report().status == "watching" and monitor.report().wanted == 0
+        assert monitor.settings is not None and "kind" not in monitor.settings.signals
 
 
 @pytest.mark.parametrize(
