@@ -23,7 +23,7 @@ from tools.device_runtime import DevicePredictor
 from tools.errors import ToolError
 from tools.evaluate import settings_of
 from tools.model_info import Purpose, purpose_of
-from tools.network import WithFeatures
+from tools.network import with_features
 from tools.runtimes import LayerPredictor, open_predictor
 
 LEAST_FRAMES = 12  # as `edge` asks where it learns a baseline by itself
@@ -50,7 +50,7 @@ def detector_of(model: Path, recipe: Recipe, data: Dataset) -> tuple[Detector, P
     """
     purpose = purpose_of(model, data)
     if model.suffix == ".pdckpt":
-        predictor = LayerPredictor(WithFeatures(network_of(read_checkpoint(model), model)))
+        predictor = LayerPredictor(with_features(network_of(read_checkpoint(model), model)))
     else:
         predictor = open_predictor(model)  # type: ignore[assignment]
     return Detector(predictor, purpose.spec, settings_of(recipe.detect)), purpose

@@ -23,7 +23,7 @@ from edge.preprocess import InputSpec
 from tools.checkpoint import network_of, read_checkpoint
 from tools.dataset import sha256_file
 from tools.errors import ToolError
-from tools.network import MULTIPLE, STRIDE, WithFeatures
+from tools.network import MULTIPLE, STRIDE
 from tools.paddle_model import PROGRAM, WEIGHTS, compile_nb, require_model, save_layer
 from tools.run_record import write_record
 from tools.runtimes import LayerPredictor, open_predictor
@@ -113,16 +113,16 @@ def main(arguments: Sequence[str]) -> None:
     args = parser().parse_args(arguments)
     saved = read_checkpoint(args.checkpoint)
     check_size(saved.spec, args.checkpoint)
-    detector = network_of(saved, args.checkpoint)
-    network = WithFeatures(detector) if args.features else detector
+    network = network_of(saved, args.checkpoint)
+    network.gives_features = args.features
     write_all(network, saved.spec, args.out)
     results = {
         "largest_difference": check_parity(network, saved.spec, args.out),
         "bytes": {path.name: path.stat().st_size for path in sorted(args.out.glob("detector.*")) if path.is_file()},
-        "parameters": int(sum(p.size for p in detector.parameters() if not p.stop_gradient)),
+        "parameters": int(sum(p.size for p in network.parameters() if not p.stop_gradient)),
         "classes": list(saved.classes),
         "input": asdict(saved.spec),
-        "features": {"channels": detector.config.neck, "stride": STRIDE} if args.features else None,
+        "features": {"channels": network.config.neck, "stride": STRIDE} if args.features else None,
     }
     settings = {**vars(args), "checkpoint_sha256": sha256_file(args.checkpoint)}
     write_record(args.out / "export.json", "export", settings, results)

@@ -150,10 +150,14 @@ class Detector(nn.Layer):
 
     Returns `cls` (B, classes, H/8, W/8) and `reg` (B, 4, H/8, W/8). Confidence is sigmoid(cls); a box is
     softplus(reg) * 8 pixels left, up, right and down of the cell's centre. Both are left to the decoder.
+
+    Attributes:
+        gives_features: one output more, the last: what the head reads, for the judges beside the detector.
     """
 
     def __init__(self, config: NetworkConfig | None = None):
         super().__init__()
+        self.gives_features = False
         self.config = c = config or NetworkConfig()
         depth, block = c.depth8 + c.depth16 + c.depth32, Mixer if c.block == "mixer" else Basic
         rates = iter([c.drop_path * i / max(1, depth - 1) for i in range(depth)])
@@ -192,20 +196,16 @@ class Detector(nn.Layer):
         """Class logits and raw distances of `features`."""
         return self.cls(self.cls_tower(features)), self.reg(self.reg_tower(features))
 
-    def forward(self, image: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        return self.head(self.features(image))
-
-
-class WithFeatures(nn.Layer):
-    """A detector that also tells what its head reads: one output more, the last, for the judges beside it."""
-
-    def __init__(self, detector: Detector):
-        super().__init__()
-        self.detector = detector
-
     def forward(self, image: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
-        features = self.detector.features(image)
-        return (*self.detector.head(features), features)
+        features = self.features(image)
+        outputs = self.head(features)
+        return (*outputs, features) if self.gives_features else outputs
+
+
+def with_features(network: Detector) -> Detector:
+    """The same network, which from now on gives its features too."""
+    network.gives_features = True
+    return network
 
 
 class FeaturesOnly(nn.Layer):

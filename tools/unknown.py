@@ -39,7 +39,7 @@ from tools.evaluate import detect_all, figures
 from tools.export import write_onnx
 from tools.journal import Journal
 from tools.machine import faster_training
-from tools.network import Detector, WithFeatures
+from tools.network import Detector, with_features
 from tools.outliers import OutlierConfig
 from tools.paddle_model import save_layer
 from tools.physical import photograph, random_conditions
@@ -207,7 +207,8 @@ class Case:
 
     def unchanged(self, network: Detector) -> dict[str, Any]:
         """AP33 of the known classes without and with the features handed out, and whether any output differs at all."""
-        alone, beside = self.detector(network, "alone"), self.detector(WithFeatures(network), "beside")
+        alone = self.detector(network, "alone")  # written before the network is told to give its features
+        beside = self.detector(with_features(network), "beside")
         result = {"detector": self.ap33(alone), "with_features": self.ap33(beside)}
         pairs = zip(alone.outputs, beside.outputs, strict=True)
         equal = [all(np.array_equal(x, y) for x, y in zip(a, b[:-1], strict=True)) for a, b in pairs]

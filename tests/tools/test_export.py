@@ -15,6 +15,7 @@ from edge.preprocess import InputSpec
 from tools import export
 from tools.checkpoint import Saved, copy_state, write_checkpoint
 from tools.errors import ToolError
+from tools.layers import read_layers
 from tools.network import Detector, NetworkConfig
 from tools.paddle_model import PROGRAM, WEIGHTS, StaticModel, compile_nb
 from tools.runtimes import load_network, open_predictor
@@ -131,6 +132,8 @@ def test_features_are_one_output_more_and_leave_the_others_as_they_are_to_the_bi
 ) -> None:
     export.main(["--checkpoint", str(exported.parent / "last.pdckpt"), "--features", "--out", str(tmp_path)])
     assert record(tmp_path)["features"] == {"channels": 16, "stride": 8} and record(exported)["features"] is None
+    names = [layer.name for layer in read_layers(exported / "fp32")]
+    assert [layer.name for layer in read_layers(tmp_path / "fp32")] == names, "plans and --keep-fp32 go on to fit"
     noise = np.random.default_rng(5).random((1, 3, 64, 128)).astype(np.float32)
     for name in ("fp32", "detector.onnx", "detector.x86_64.fp32.nb"):
         without, with_features = (open_predictor(folder / name).run(noise) for folder in (exported, tmp_path))

@@ -24,7 +24,7 @@ from tools.dataset import read_dataset
 from tools.errors import ToolError
 from tools.judge_model import write_judge
 from tools.judges import main
-from tools.network import ConvNorm, Detector, WithFeatures
+from tools.network import ConvNorm, Detector
 from tools.paddle_model import save_layer
 from tools.runtimes import load_network
 
@@ -74,7 +74,8 @@ def with_features(folder: Path, network: Detector) -> Path:
     """The detector's forms with features, and their passport, made as an engineer makes them."""
     data, _ = tiny_models.tiny_models()
     models = folder / "models"
-    save_layer(WithFeatures(network), models / "fp32", read_dataset(data).spec)
+    network.gives_features = True
+    save_layer(network, models / "fp32", read_dataset(data).spec)
     export.write_onnx(models / "fp32", models / "detector.onnx")
     tiny_models.quantize(read_dataset(data), models)
     tiny_models.compile_all(models)
