@@ -127,9 +127,12 @@ def calibrate_gate(folder: Path, roi: Roi, refuse_share: float, bundle: Path | N
     if settings is None:
         refused = sum(not gate.judge(m, recipe).passed for m in good.measures)
         return Proposal(recipe, good, refused, 0)
+    recipe = gate.propose_sure(good.measures, good.defocused, recipe)
+    good.probabilities = [
+        gate_classifier.weighed(p, m.sharpness, recipe) for p, m in zip(good.probabilities, good.measures, strict=True)
+    ]
     limits = gate_classifier.fit_limits(good.probabilities, settings, refuse_share)
     own = {cause: limit for cause, limit in limits.items() if limit != settings.limits[cause]}
-    recipe = gate.propose_sure(good.measures, good.defocused, recipe)
     return _tried(msgspec.structs.replace(recipe, classifier_limit=own), good, limits)
 
 

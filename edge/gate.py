@@ -39,6 +39,9 @@ BLACK, WHITE = 2.0, 253.0
 # Of good frames, the share at each end of a measure that is left to the classifier.
 UNSURE = 0.025
 
+# Of the logarithm of sharpness: frames that are all alike are not taken for more alike than any line's are.
+LEAST_SPREAD = 0.25
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -190,13 +193,27 @@ def propose_sure(good: list[Measures], defocused: list[Measures], recipe: GateRe
     (93.9, 120.0, 120.0)
     """
     brightness = [m.brightness for m in good]
+    usual, spread = usual_sharpness(good)
     return msgspec.structs.replace(
         recipe,
+        usual_sharpness=usual,
+        sharpness_spread=spread,
         sure_sharpness=math.ceil(10 * float(np.quantile([m.sharpness for m in defocused], 1 - UNSURE))) / 10,
         sure_brightness_min=max(0.0, _down(float(np.quantile(brightness, UNSURE)))),
         sure_brightness_max=min(255.0, -_down(-float(np.quantile(brightness, 1 - UNSURE)))),
         sure_saturated=min(1.0, round(float(np.quantile([m.saturated for m in good], 1 - UNSURE)) + 0.001, 4)),
     )
+
+
+def usual_sharpness(good: list[Measures]) -> tuple[float, float]:
+    """Median sharpness, and how far its natural logarithm lies below at the least sharp tenth; at least 0.25.
+
+    >>> usual_sharpness([Measures(100.0 * 2**k, 120.0, 0.0) for k in range(11)])
+    (3200.0, 2.7726)
+    """
+    logs = np.log([max(m.sharpness, LEAST_SHARPNESS) for m in good])
+    middle = float(np.median(logs))
+    return round(math.exp(middle), 3), max(LEAST_SPREAD, round(middle - float(np.quantile(logs, 0.1)), 4))
 
 
 def _limit(values: np.ndarray[tuple[int], np.dtype[np.float64]], quantile: float) -> float:

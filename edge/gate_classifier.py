@@ -24,7 +24,7 @@ from msgspec import Meta
 
 from edge.boxes import Float
 from edge.errors import BundleError, PredictorError
-from edge.gate import ADVICE, region, undecided
+from edge.gate import ADVICE, LEAST_SHARPNESS, region, undecided
 from edge.preprocess import Image, to_channels
 from edge.recipe import CLASSIFIED, GateRecipe
 from edge.records import Cause, GateResult
@@ -44,6 +44,8 @@ LEAST_POWER = 2e-5  # of a frequency, about 30 dB under the mean of a tile with 
 LEAST_STEP = 0.5  # grey levels, of the contrast map
 CLIP = 1.5
 MOST_ODDS = 12.0  # log-odds of the highest limit that is fitted
+SHARPNESS_WEIGHT, MOST_SPREADS = 1.0, 8.0  # from 0.5 to 2 it ranks blur of unseen products about as well
+BLURS = (Cause.MOTION.value, Cause.DEFOCUS.value)
 LEAST_SHARE = 1e-4  # of good frames, that a limit of one cause is fitted for
 
 _NORMAL = NormalDist()
@@ -234,7 +236,7 @@ class GateClassifier:
         """
         if not undecided(cheap, self._recipe):
             return cheap
-        return judged(cheap, self.probabilities(image), self._limits)
+        return judged(cheap, weighed(self.probabilities(image), cheap.sharpness, self._recipe), self._limits)
 
     def limit(self, cause: str) -> float:
         """The probability against a good frame from which on `cause` is refused."""
@@ -255,6 +257,27 @@ class GateClassifier:
                 "bundle again"
             )
         return dict(zip(names, softmax(outputs[0].reshape(-1), self._settings.temperature), strict=True))
+
+
+def weighed(probabilities: Mapping[str, float], sharpness: float, recipe: GateRecipe) -> Mapping[str, float]:
+    """Probabilities with those of a blur weighed by how sharp the line's good frames usually are.
+
+    The classifier does not know the part: a polished surface in focus may look to it like a board out of focus. A frame
+    as sharp as usual keeps its odds of motion and of defocus; each spread below the usual raises their logarithm by
+    `SHARPNESS_WEIGHT`, each above lowers it. Without `usual_sharpness` in the recipe they stay.
+
+    >>> recipe = GateRecipe(usual_sharpness=1000.0, sharpness_spread=0.5)
+    >>> probable = {**dict.fromkeys(OUTPUTS, 0.0), "ok": 0.5, "defocus": 0.5}
+    >>> [round(weighed(probable, sharpness, recipe)["defocus"], 3) for sharpness in (500.0, 1000.0, 2000.0)]
+    [0.8, 0.5, 0.2]
+    """
+    if recipe.usual_sharpness is None or recipe.sharpness_spread is None:
+        return probabilities
+    below = math.log(recipe.usual_sharpness / max(sharpness, LEAST_SHARPNESS)) / recipe.sharpness_spread
+    factor = math.exp(SHARPNESS_WEIGHT * min(MOST_SPREADS, max(-MOST_SPREADS, below)))
+    raised = {name: p * factor if name in BLURS else p for name, p in probabilities.items()}
+    total = sum(raised.values())
+    return {name: round(p / total, 9) for name, p in raised.items()}
 
 
 def judged(cheap: GateResult, probabilities: Mapping[str, float], limits: Mapping[str, float]) -> GateResult:

@@ -30,6 +30,10 @@ class GateRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     classifier: Literal["never", "undecided", "always"] = "undecided"  # when the bundle's classifier looks too
     # Cause -> how probable it may be, against a good frame, before the classifier refuses; not here: the bundle's
     classifier_limit: dict[str, Annotated[float, Meta(gt=0, lt=1)]] = {}
+    # What the line's good frames have: median sharpness, and how far its logarithm usually lies below. A frame that is
+    # less sharp than usual is the more probably blurred, which the classifier alone cannot know; None: not calibrated.
+    usual_sharpness: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    sharpness_spread: Annotated[float, Meta(gt=0, le=10)] | None = None
     # `undecided`: a frame within all four passes without the classifier; one that is None: no frame is that sure
     sure_sharpness: Annotated[float, Meta(ge=0, le=1e6)] | None = None  # at least
     sure_brightness_min: Annotated[float, Meta(ge=0, le=255)] | None = None

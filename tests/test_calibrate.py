@@ -88,8 +88,11 @@ def soft_bundle(monkeypatch):
 def test_with_a_bundle_the_classifier_gets_limits_and_a_range_of_its_own(boards, soft_bundle):
     proposal = calibrate_gate(boards, WHOLE, 0.005, Path("bundle"))
     recipe = proposal.recipe
-    assert list(recipe.classifier_limit) == ["defocus"], "what the bundle's own limit suits stays out of the recipe"
-    assert 0.73 < recipe.classifier_limit["defocus"] < 0.95 and proposal.refused == 0
+    assert {"defocus"} <= set(recipe.classifier_limit) <= {"motion", "defocus"}, (
+        "others keep the bundle's"
+    )
+    assert 0.73 < recipe.classifier_limit["defocus"] < 1 and proposal.refused == 0
+    assert recipe.usual_sharpness == pytest.approx(np.median([m.sharpness for m in proposal.good.measures]), rel=1e-3)
     sharp = [m.sharpness for m in proposal.good.measures]
     blurred = [m.sharpness for m in proposal.good.defocused]
     assert np.quantile(blurred, 0.9) < recipe.sure_sharpness <= max(blurred) + 0.1 < np.median(sharp)

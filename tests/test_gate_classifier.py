@@ -131,6 +131,16 @@ def test_it_names_each_cause_with_advice(cause):
     assert (result.sharpness, result.brightness) == (150.0, 120.0), "what the cheap part measured stays"
 
 
+def test_a_frame_less_sharp_than_usual_is_the_more_probably_blurred():
+    predictor = Scripted(defocus=-1.0, ok=0.0)
+    line = {"classifier": "always", "usual_sharpness": 400.0, "sharpness_spread": 0.5}
+    for usual, passed in ((CHEAP.sharpness, True), (400.0, False), (1.0, True)):
+        recipe = GateRecipe(**{**line, "usual_sharpness": usual})
+        assert GateClassifier(predictor, SETTINGS, recipe).judge(textured(90, 90), CHEAP).passed is passed
+    other = Scripted(dirty_lens=-1.0, ok=0.0)
+    assert GateClassifier(other, SETTINGS, GateRecipe(**line)).judge(textured(90, 90), CHEAP).passed, "blur alone"
+
+
 def test_a_good_frame_passes_with_its_probabilities():
     result = GateClassifier(Scripted(ok=3.0), SETTINGS, ALWAYS).judge(textured(90, 90), CHEAP)
     assert result.passed and result.probabilities["ok"] > 0.9

@@ -26,7 +26,7 @@ from tools.device_runtime import DevicePredictor
 from tools.errors import ToolError
 from tools.export import largest_difference, write_onnx
 from tools.gate_data import Example, Mosaics, together, training_set, trial_set
-from tools.gate_figures import Trial, figures, plot_confusion, plot_limits, plot_roc, probabilities_of
+from tools.gate_figures import Trial, calibrated, figures, plot_confusion, plot_limits, plot_roc, probabilities_of
 from tools.gate_limits import Limits, as_record, by_detector, by_specks, from_record
 from tools.gate_network import GateNetwork, GateNetworkConfig, network_from
 from tools.gate_products import Product, drawn_products, open_products
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str]) -> None:
         print(summary(product.name, results[product.name]))
     network = network_for(work, "all", list(sets.values()))
     shipped = ship(work, network, sample(sets, set()), settings)
-    draw(args.out, work, tested, results)
+    draw(args.out, work, {name: calibrated(t, settings, args.refuse) for name, t in tested.items()}, results)
     record = {
         "left_out": results,
         "shipped": shipped,
@@ -288,7 +288,8 @@ def summary(name: str, result: Mapping[str, Any]) -> str:
     """One product for people."""
     ranked, refused = result["auroc_blur"], result["good_refused"]
     return (
-        f"{name}: AUROC of harmful blur {ranked['classifier']:.4f} (sharpness alone {ranked['sharpness_alone']:.4f}, "
+        f"{name}: AUROC of harmful blur {ranked['gate']:.4f} (classifier alone "
+        f"{ranked['classifier_alone']:.4f}, sharpness alone {ranked['sharpness_alone']:.4f}, "
         f"n {ranked['n_bad']} and {ranked['n_good']}); good frames refused as captured "
         f"{refused['as_captured']['count']}/{refused['as_captured']['of']}, all good "
         f"{refused['all_good']['count']}/{refused['all_good']['of']}; bad ones refused "

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edge import gate
-from edge.gate_classifier import OUTPUTS, GateClassifierSettings, against_ok, fit_limits, judged, log_odds, softmax
+from edge.gate_classifier import (
+    BLURS,
+    OUTPUTS,
+    GateClassifierSettings,
+    against_ok,
+    fit_limits,
+    judged,
+    log_odds,
+    softmax,
+    weighed,
+)
 from edge.recipe import CLASSIFIED, GateRecipe
 from edge.records import GateResult
 from tools.gate_data import Example
@@ -18,7 +29,6 @@ from tools.gate_limits import Limits
 from tools.plots import figure
 from tools.verdicts import Rate
 
-BLURS = ("motion", "defocus")
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 PASSED = "passed"
 NAMED = (PASSED, *CLASSIFIED, "blur")  # columns of the confusion
@@ -98,8 +108,22 @@ class Fitted:
 def calibrate(trial: Trial, settings: GateClassifierSettings, refuse: float) -> Fitted:
     """Thresholds from the good frames, as captured, that are there for it."""
     some = np.flatnonzero(trial.calibrates & trial.captured)
-    recipe = gate.propose([trial.examples[i].measures for i in some], WHOLE, refuse)
-    return Fitted(recipe, fit_limits([trial.probabilities[i] for i in some], settings, refuse))
+    good = [trial.examples[i].measures for i in some]
+    usual, spread = gate.usual_sharpness(good)
+    recipe = msgspec.structs.replace(gate.propose(good, WHOLE, refuse), usual_sharpness=usual, sharpness_spread=spread)
+    weighed_ones = in_line(trial, recipe).probabilities
+    return Fitted(recipe, fit_limits([weighed_ones[i] for i in some], settings, refuse))
+
+
+def calibrated(trial: Trial, settings: GateClassifierSettings, refuse: float) -> Trial:
+    """The trial as a line sees it whose gate was calibrated."""
+    return in_line(trial, calibrate(trial, settings, refuse).recipe)
+
+
+def in_line(trial: Trial, recipe: GateRecipe) -> Trial:
+    """The trial with probabilities weighed by what the line's good frames usually have, as the device does it."""
+    pairs = zip(trial.probabilities, trial.examples, strict=True)
+    return replace(trial, probabilities=[weighed(p, x.measures.sharpness, recipe) for p, x in pairs])
 
 
 def judge_all(trial: Trial, fitted: Fitted, classifier: bool = True) -> list[GateResult]:
@@ -115,14 +139,17 @@ def judge_all(trial: Trial, fitted: Fitted, classifier: bool = True) -> list[Gat
 def figures(trial: Trial, settings: GateClassifierSettings, refuse: float) -> dict[str, Any]:
     """All figures of one product."""
     fitted = calibrate(trial, settings, refuse)
+    alone_blur = blur_score(trial.probabilities)
+    trial = in_line(trial, fitted.recipe)
     labels, score, blur = trial.labels, spoilt_score(trial.probabilities), blur_score(trial.probabilities)
     cheap = -np.log([max(x.measures.sharpness, gate.LEAST_SHARPNESS) for x in trial.examples])
     good, blurred = labels == "ok", np.isin(labels, BLURS)
     results, alone = judge_all(trial, fitted), judge_all(trial, fitted, classifier=False)
     return {
         "auroc_blur": {
-            "classifier": auroc(blur[blurred], blur[good]),
-            "classifier_against_as_captured": auroc(blur[blurred], blur[trial.captured]),
+            "gate": auroc(blur[blurred], blur[good]),
+            "gate_against_as_captured": auroc(blur[blurred], blur[trial.captured]),
+            "classifier_alone": auroc(alone_blur[blurred], alone_blur[good]),
             "anything_wrong": auroc(score[blurred], score[good]),
             "sharpness_alone": auroc(cheap[blurred], cheap[good]),
             "n_bad": int(blurred.sum()),
@@ -201,7 +228,7 @@ def plot_roc(path: Path, by_product: Mapping[str, Trial]) -> None:
             for each, s in zip(axes, (score, cheap), strict=True):
                 x, y = roc(s[bad], s[good])
                 each.plot(np.maximum(x, 1e-4), y, label=f"{name} {auroc(s[bad], s[good]):.4f}")
-        for each, title in zip(axes, ("classifier", "variance of the Laplacian alone"), strict=True):
+        for each, title in zip(axes, ("calibrated gate", "variance of the Laplacian alone"), strict=True):
             each.set_xscale("log")
             each.axvline(0.005, color="grey", lw=0.8, ls=":")
             each.set_title(title)

@@ -248,7 +248,8 @@ def test_figures_count_what_the_gate_does():
     settings = GateClassifierSettings(limits=dict.fromkeys(CLASSIFIED, 0.5))
     t = drawn_trial()
     result = figures(t, settings, 0.005)
-    assert result["auroc_blur"]["classifier"] > 0.999 and result["auroc_blur"]["sharpness_alone"] == 1.0
+    ranked = result["auroc_blur"]
+    assert ranked["gate"] > 0.999 and ranked["classifier_alone"] > 0.999 and ranked["sharpness_alone"] == 1.0
     assert result["good_refused"]["as_captured"] == {
         "share": 0.0, "count": 0, "of": 100, "wilson95": result["good_refused"]["as_captured"]["wilson95"]
     }  # fmt: skip
