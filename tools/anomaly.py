@@ -83,9 +83,9 @@ def read_donors(folders: Sequence[Path], channels: int) -> list[Image]:
 
 
 def training_cells(
-    extractor: Predictor, data: Dataset, samples: Sequence[Sample], args: argparse.Namespace
-) -> tuple[Cells, Cells]:
-    """Cells of the product's own scene, and of it under other light, focus and noise."""
+    extractor: Predictor, data: Dataset, samples: Sequence[Sample], args: argparse.Namespace, contexts: bool = True
+) -> tuple[Cells, Cells | None]:
+    """Cells of the product's own scene, and with `contexts` of it under other light, focus and noise."""
     rng = np.random.default_rng(args.seed)
     boards = load_boards([samples[i] for i in rng.permutation(len(samples))], data.spec)
     donors = read_donors(args.donors, data.spec.channels)
@@ -95,7 +95,8 @@ def training_cells(
         stream = pictures(boards, count, size, rng, OUTLIERS, donors, context)
         return cells_of(extractor, stream, count, data.spec, args.pool, name)
 
-    return made(args.images, "own", None), made(args.images // 2, "context", OTHER_CONTEXT)
+    own = made(args.images, "own", None)
+    return own, made(args.images // 2, "context", OTHER_CONTEXT) if contexts else None
 
 
 def train(own: Cells, context: Cells | None, classes: int, args: argparse.Namespace) -> tuple[AnomalyNetwork, dict]:
@@ -274,13 +275,13 @@ def parser() -> argparse.ArgumentParser:
                    "threshold (default: its FP32 features)")  # fmt: skip
     p.add_argument("--donors", type=Path, nargs="*", default=[], help="folders with pictures of other products")
     p.add_argument("--hold", nargs="*", default=[], help="training groups kept out of it, to count false alarms on")
-    p.add_argument("--images", type=int, default=500, help="pictures of the own scene; half as many of other contexts")
+    p.add_argument("--images", type=int, default=500, help="pictures to train on (%(default)s); with CoroCL half as many besides")
     p.add_argument("--pool", type=int, default=2, help="cells of the detector a side that make one of the map")
     p.add_argument("--head-steps", type=int, default=FitConfig.head_steps, help="(%(default)s)")
     p.add_argument("--steps", type=int, default=FitConfig.steps, help="of the residual block (%(default)s)")
     p.add_argument("--smoothing", type=int, default=1, help="side in cells of the box that averages the map")
     p.add_argument("--top", type=int, default=1, help="cells whose mean is the score (%(default)s)")
-    p.add_argument("--contrast", type=float, default=FitConfig.contrast, help="of CoroCL; 0: without (%(default)s)")
+    p.add_argument("--contrast", type=float, default=0.0, help="weight of CoroCL (%(default)s: it lost in `unknown`)")
     p.add_argument("--overkill", type=float, default=0.005, help="good parts wanted over the threshold (%(default)s)")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--out", type=Path, required=True, help="folder of models, settings, record and plots")
@@ -349,7 +350,7 @@ def main(arguments: Sequence[str]) -> None:
     extractor, saved = open_features(args.checkpoint, args.out / "work")
     train_samples = [s for s in data.part("train") if s.group not in args.hold]
     held = good_parts([s for s in data.part("train") if s.group in args.hold])
-    own, context = training_cells(extractor, data, train_samples, args)
+    own, context = training_cells(extractor, data, train_samples, args, args.contrast > 0)
     network, losses = train(own, context, len(saved.classes), args)
     parts = good_parts(train_samples)
     chosen = [parts[i] for i in np.linspace(0, len(parts) - 1, min(CALIBRATE, len(parts))).astype(int)]

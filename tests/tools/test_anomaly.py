@@ -153,6 +153,7 @@ def trained(tmp_path_factory):
     checkpoint = tiny_models()[1] / "last.pdckpt"
     arguments = ["--data", data, "--checkpoint", checkpoint, "--hold", "C", "--images", "16", "--head-steps", "30"]
     arguments += ["--steps", "20", "--out", folder / "out", "--donors", data / "images" / "C", "--overkill", "0.05"]
+    arguments += ["--contrast", "0.1"]
     anomaly.main([str(a) for a in arguments])
     return folder / "out"
 
