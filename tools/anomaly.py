@@ -275,7 +275,7 @@ def parser() -> argparse.ArgumentParser:
                    "threshold (default: its FP32 features)")  # fmt: skip
     p.add_argument("--donors", type=Path, nargs="*", default=[], help="folders with pictures of other products")
     p.add_argument("--hold", nargs="*", default=[], help="training groups kept out of it, to count false alarms on")
-    p.add_argument("--images", type=int, default=500, help="pictures to train on (%(default)s); with CoroCL half as many besides")
+    p.add_argument("--images", type=int, default=500, help="pictures to train on; with CoroCL half as many besides")
     p.add_argument("--pool", type=int, default=2, help="cells of the detector a side that make one of the map")
     p.add_argument("--head-steps", type=int, default=FitConfig.head_steps, help="(%(default)s)")
     p.add_argument("--steps", type=int, default=FitConfig.steps, help="of the residual block (%(default)s)")
