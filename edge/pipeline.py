@@ -10,10 +10,15 @@ from edge import decide, gate
 from edge.align import moved
 from edge.boxes import Float
 from edge.detect import Seen
+from edge.errors import ImageError
 from edge.preprocess import Image, check_image
 from edge.recipe import Recipe
 from edge.records import Detections, Frame, GateResult, Inspection, Scores
 from edge.stopwatch import Stopwatch
+
+# A frame with a shorter side than this shows no part, whatever the judges find on it: a cut-off transfer, a wrong
+# format. "Nothing found" on such a frame must not pass a part.
+LEAST_SIDE_PX = 16
 
 
 class FrameDetector(Protocol):
@@ -71,6 +76,7 @@ class Pipeline:
         """
         watch = Stopwatch(self._clock_ns)
         check_image(frame.image)
+        _check_size(frame.image)
         gate_result = gate.check(frame.image, self._recipe.gate)
         watch.lap("gate")
         if self._classifier is not None:
@@ -89,6 +95,15 @@ class Pipeline:
             verdict = decide.refuse(gate_result)
         watch.lap("decide")
         return Inspection(frame, gate_result, detections, scores, verdict, watch.stage_ms, features)
+
+
+def _check_size(image: Image) -> None:
+    height, width = image.shape[:2]
+    if min(height, width) < LEAST_SIDE_PX:
+        raise ImageError(
+            f"the image is {width}x{height} pixels and a part wants at least {LEAST_SIDE_PX} a side: check the "
+            "camera's resolution and format"
+        )
 
 
 def _on_frame(scores: Scores, seen: Seen, frame: Frame) -> Scores:

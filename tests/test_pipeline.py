@@ -104,3 +104,11 @@ def test_the_map_lies_on_the_frame_without_the_padding():
     height, width = inspection.frame.image.shape[:2]
     expected = (4 * height // width if height < width else 4, 4)
     assert inspection.scores.anomaly_map.shape == expected
+
+
+@pytest.mark.parametrize("size", [(1, 640), (640, 1), (15, 15), (2, 2)])
+def test_a_frame_that_can_show_no_part_passes_none(size):
+    detector = ScriptedDetector(Detections.none())
+    with pytest.raises(ImageError, match=f"is {size[1]}x{size[0]} pixels.*check the camera's resolution"):
+        pipeline(detector).inspect(frame(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)))
+    assert detector.asked == 0

@@ -217,11 +217,19 @@ def test_one_bad_file_in_a_loop_is_one_alarm(rig):
     assert r.wire.cleared == [TOPICS.alarm("capture_cam1")]
 
 
-@pytest.mark.parametrize("shape", [(1, 5120), (9000, 4), (66000, 640)])
+@pytest.mark.parametrize("shape", [(16, 5120), (9000, 16), (66000, 640)])
 def test_an_image_of_any_shape_can_be_shown(rig, shape):
     r = rig(found(0.9))
     r.settle(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     assert len(r.wire.images) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 640), (640, 1)])
+def test_a_frame_of_one_line_is_a_named_loss_with_an_alarm_and_passes_no_part(rig, shape):
+    r = rig(Detections.none())
+    assert r.settle(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)) is None
+    assert r.station.counts.losses["capture_fault"] == 1
+    assert "check the camera's resolution" in r.stored("/alarm/format_cam1")[0]["text"]
 
 
 def test_a_picture_that_cannot_be_drawn_is_no_reason_to_stop(rig, monkeypatch, caplog):
