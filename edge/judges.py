@@ -11,7 +11,7 @@ from edge.bundle.manifest import JudgeName, Manifest
 from edge.config import Runtime
 from edge.drift import settings as drift_settings
 from edge.drift.settings import DriftSettings
-from edge.errors import BundleError
+from edge.errors import BundleError, ConfigError
 from edge.gate_classifier import GateClassifier
 from edge.predictor import Predictor
 from edge.recipe import Recipe
@@ -40,12 +40,16 @@ def open_judges(
 
     Raises:
         BundleError: settings that cannot be used, or nothing of a judge runs on this device.
+        ConfigError: the recipe wants no anomaly judge on a product of which only good parts are known.
         PredictorError: a judge's model cannot be loaded or run here.
     """
 
     def network(name: JudgeName) -> Predictor:
         return loading.open_judge(folder, manifest, name, runtime, trial_marks)
 
+    if not manifest.classes and not recipe.anomaly.use:  # every part would be OK
+        problem = "anomaly.use: false, and the bundle has no classes: nothing would ever be found; set it to true"
+        raise ConfigError(f"the recipe {recipe.name}", [problem])
     classifier = foreign = drift = autoencoder = None
     if "gate" in manifest.judges and recipe.gate.classifier != "never":
         settings = gate_classifier.read_settings(*_settings(folder, manifest, "gate"))

@@ -1,0 +1,61 @@
+"""Which judges a bundle and a recipe bring together; what each of them says is tested where it lives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge.bundle import manifest as manifests
+from edge.bundle.manifest import Features, Judge, Manifest
+from edge.config import Runtime
+from edge.errors import BundleError, ConfigError
+from edge.judges import Judges, open_judges
+from edge.recipe import AnomalyRecipe, DriftRecipe, GateRecipe, Recipe
+from tests.flow.rig import PCB
+
+
+@pytest.fixture
+def plain() -> Manifest:
+    """A manifest without any judge."""
+    return msgspec.structs.replace(manifests.read_unverified(PCB), judges={}, features=None)
+
+
+def with_judges(plain: Manifest) -> Manifest:
+    judges = {
+        name: Judge(artifacts=plain.artifacts, shape=(1, 64, 64), settings=f"{name}.json")
+        for name in ("gate", "anomaly", "drift")
+    }
+    return msgspec.structs.replace(plain, judges=judges, features=Features(channels=64, stride=8))
+
+
+def test_a_bundle_without_judges_has_none(plain: Manifest, tmp_path: Path) -> None:
+    assert open_judges(tmp_path, plain, Recipe(), Runtime()) == Judges()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "lacking"),
+    [
+        (Recipe(), "gate.json"),
+        (Recipe(gate=GateRecipe(classifier="never")), "anomaly.json"),
+        (Recipe(gate=GateRecipe(classifier="never"), anomaly=AnomalyRecipe(use=False)), "drift.json"),
+    ],
+)
+def test_a_judge_that_is_wanted_and_lacks_its_settings_is_named(
+    plain: Manifest, tmp_path: Path, recipe: Recipe, lacking: str
+) -> None:
+    with pytest.raises(BundleError, match=f"{lacking} cannot be read"):
+        open_judges(tmp_path, with_judges(plain), recipe, Runtime())
+
+
+def test_what_the_recipe_does_not_want_is_not_even_opened(plain: Manifest, tmp_path: Path) -> None:
+    recipe = Recipe(gate=GateRecipe(classifier="never"), anomaly=AnomalyRecipe(use=False), drift=DriftRecipe(use=False))
+    assert open_judges(tmp_path, with_judges(plain), recipe, Runtime()) == Judges()
+
+
+def test_a_product_of_good_parts_only_is_not_served_without_its_anomaly_judge(plain: Manifest, tmp_path: Path) -> None:
+    good_only = msgspec.structs.replace(with_judges(plain), classes=[], strides=[])
+    recipe = Recipe(gate=GateRecipe(classifier="never"), anomaly=AnomalyRecipe(use=False))
+    with pytest.raises(ConfigError, match="nothing would ever be found; set it to true"):
+        open_judges(tmp_path, good_only, recipe, Runtime())
