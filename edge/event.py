@@ -2,8 +2,8 @@
 
 Payloads are JSON. Those that go through the outbox (`result`, `reject`, `alarm`) carry the gap-free `seq` of this
 node, which goes on over restarts: a reader that holds every number from its first to its last has them all. Those
-that are only about now (`state`, `info`, `health`, camera `state`, `response`) count from 1 on each topic at each
-start.
+that are only about now (`state`, `info`, `health`, camera `state` and `drift`, `response`) count from 1 on each topic
+at each start.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ class Publisher:
     """Publishes a node's messages and answers its requests. `live`, `live_bytes` and `clear` never block or raise.
 
     Retained topics (`live(..., retain=True)` and rows of the outbox that are to be retained) are remembered by topic
-    and sent again after each connect, so that a broker that lost its memory has the truth again; retained alarms and
-    camera states of an earlier run that nobody stands for any more are taken down.
+    and sent again after each connect, so that a broker that lost its memory has the truth again; retained alarms,
+    camera states and drift reports of an earlier run that nobody stands for any more are taken down.
     """
 
     def __init__(
@@ -262,7 +262,9 @@ class Publisher:
         """One connection, from CONNECT to its end."""
         topics = self._topics
         session.open(client_id(self._settings, topics), topics.state, self._live.will())
-        session.subscribe([topics.request("+"), topics.alarm("+"), topics.camera("+", "state")])
+        session.subscribe(
+            [topics.request("+"), topics.alarm("+"), topics.camera("+", "state"), topics.camera("+", "drift")]
+        )
         self._welcome(session)
         while not session.lost and not self._is_drained(session):
             self._send_live(session)

@@ -219,7 +219,8 @@ def test_what_an_earlier_run_left_standing_is_taken_down(broker: Broker, tmp_pat
     node = Node(tmp_path, "earlier", Mqtt(port=broker.port)).start()
     topics = node.topics
     node.alarm()
-    node.publisher.live(topics.camera("old", "state"), State(state="streaming"), retain=True)
+    for what in ("state", "drift"):
+        node.publisher.live(topics.camera("old", what), State(state="streaming"), retain=True)
     node.drained()
     wait_until(lambda: retained(broker, topics.camera("old", "state")), 5, "the camera's state")
     node.close()
@@ -230,7 +231,8 @@ def test_what_an_earlier_run_left_standing_is_taken_down(broker: Broker, tmp_pat
     try:
         later.publisher.live(topics.camera("new", "state"), State(state="streaming"), retain=True)
         later.drained()
-        for topic in (topics.alarm("blur"), topics.alarm("late"), topics.camera("old", "state")):
+        cameras = (topics.camera("old", "state"), topics.camera("old", "drift"))
+        for topic in (topics.alarm("blur"), topics.alarm("late"), *cameras):
             wait_until(lambda topic=topic: retained(broker, topic) is None, 5, f"{topic} to be taken down")
         assert retained(broker, topics.camera("new", "state"))
     finally:
