@@ -162,10 +162,9 @@ class CameraWatch:
         wanted = {f"{moved.signal}-{ref.number}.jpg" for moved in self.monitor.report().moved for ref in moved.kept}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for signal in self.monitor.kept:
-                ok, jpeg = cv2.imencode(".jpg", inspection.frame.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-                if ok:
-                    (self._folder / f"{signal}-{inspection.frame.number}.jpg").write_bytes(jpeg.tobytes())
+            ok, jpeg = cv2.imencode(".jpg", inspection.frame.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            for signal in self.monitor.kept if ok else ():
+                (self._folder / f"{signal}-{inspection.frame.number}.jpg").write_bytes(jpeg.tobytes())
             for path in self._folder.glob("*.jpg"):
                 if path.name not in wanted:
                     path.unlink(missing_ok=True)

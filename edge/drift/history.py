@@ -46,9 +46,9 @@ class History:
 
     def ref(self, index: int, signal: str) -> FrameRef:
         """Frame `index`, counted from the oldest."""
-        values, scores = self.columns(signal)
+        row, k = (self._next - len(self) + index) % LENGTH, self._column[signal]
         number, name, captured_ts = self._frames[index]
-        value, score = float(values[index]), float(scores[index])
+        value, score = float(self._values[row, k]), float(self._scores[row, k])
         return FrameRef(
             number=number,
             name=name,
