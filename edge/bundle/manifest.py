@@ -170,7 +170,8 @@ def _unique_classes(classes: Sequence[str]) -> str | None:
 
 def _all_listed(artifacts: Any, judges: Any, files: Mapping[str, str], *others: str | None) -> str | None:
     judged = [judge for judge in judges.values() if isinstance(judge, Mapping)] if isinstance(judges, Mapping) else []
-    models = [a.get("file") for some in (artifacts, *(j.get("artifacts", []) for j in judged)) for a in some]
+    lists = [some for some in (artifacts, *(judge.get("artifacts") for judge in judged)) if isinstance(some, list)]
+    models = [a.get("file") for some in lists for a in some if isinstance(a, Mapping)]
     settings = [judge.get("settings") for judge in judged]
     lacking = sorted({name for name in (*models, *settings, *others) if isinstance(name, str) and name not in files})
     return f"files: {', '.join(lacking)} is part of the bundle but has no SHA-256 here" if lacking else None

@@ -297,6 +297,9 @@ def test_a_product_of_good_parts_only_has_no_classes_but_an_anomaly_judge(folder
         ({"strides": []}, "classes and strides belong together", "boxes without classes"),
         ({"classes": [], "strides": [], "judges": {}}, "nothing would ever be found", "every part would pass"),
         ({"judges": {"smell": {}}}, "smell", "a judge that nobody knows"),
+        ({"artifacts": ["x"]}, "artifacts", "a name in place of a table"),
+        ({"judges": {"anomaly": {"artifacts": ["x"]}}}, "judges.anomaly", "a name in place of a table"),
+        ({"judges": {"anomaly": {"artifacts": 5}}}, "judges.anomaly", "a number in place of a list"),
     ],
 )
 def test_a_bundle_that_could_not_judge_is_not_built(
