@@ -160,7 +160,8 @@ class Daemon:
         if not product.recipe.drift.use:
             return None
         folder = Path(self._config.paths.state) / "drift" / product.manifest.product
-        watch = StreamWatch(product.judges, product.recipe, product.classes, folder, self._clock)
+        model = product.manifest.files.get(product.artifact.file, product.digest)
+        watch = StreamWatch(product.judges, product.recipe, product.classes, folder, self._clock, model)
         self._down.callback(watch.save)
         return watch
 

@@ -54,10 +54,13 @@ class Notice:
 
 
 class CameraWatch:
-    """One camera's drift and trend."""
+    """One camera's drift and trend; `model` names the detector whose answers are watched."""
 
-    def __init__(self, camera: str, judges: Judges, recipe: Recipe, classes: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, camera: str, judges: Judges, recipe: Recipe, classes: Sequence[str], folder: Path, model: str = ""
+    ) -> None:
         self.camera = camera
+        self._model = model
         bundle = judges.drift if recipe.drift.baseline == "bundle" else None
         spec = judges.drift.autoencoder if judges.drift is not None else None
         self.monitor = DriftMonitor(camera, bundle, classes, autoencoder=spec)
@@ -75,8 +78,13 @@ class CameraWatch:
         """Go on from what `state` gave; what cannot be used is told and begins anew."""
         notices: list[Notice] = []
         given = state if isinstance(state, dict) else {}
-        for event in self.monitor.restore(given.get("drift")):
-            notices += self._notices(event)
+        if given.get("model", self._model) != self._model:  # what it finds and its features are other ones
+            code = f"drift_{self.camera}_{EventKind.STATE.value}"
+            self._moments[code] = MOMENT_FRAMES
+            notices.append(_notice(code, f"{self.camera}: the model is a new one: drift is watched anew", ""))
+        else:
+            for event in self.monitor.restore(given.get("drift")):
+                notices += self._notices(event)
         try:
             trend = given.get("trend")
             self.trend.restore(trend if isinstance(trend, dict) else {})
@@ -86,7 +94,7 @@ class CameraWatch:
 
     def state(self) -> dict[str, Any]:
         """All that the next frames depend on, as JSON has it."""
-        return {"drift": self.monitor.state(), "trend": self.trend.state()}
+        return {"model": self._model, "drift": self.monitor.state(), "trend": self.trend.state()}
 
     def look(self, inspection: Inspection, now_ns: int) -> list[Notice]:
         """Take one frame; the alarms that begin or end."""
@@ -197,9 +205,13 @@ class StreamWatch:
     Args:
         judges, recipe, classes: of the product.
         folder: of its state and evidence; another process must not use it.
+        model: names the detector; what was learned of another one's answers is not taken for a baseline.
     """
 
-    def __init__(self, judges: Judges, recipe: Recipe, classes: Sequence[str], folder: Path, clock: Clock) -> None:
+    def __init__(
+        self, judges: Judges, recipe: Recipe, classes: Sequence[str], folder: Path, clock: Clock, model: str = ""
+    ) -> None:
+        self._model = model
         self._judges = judges
         self._recipe = recipe
         self._classes = tuple(classes)
@@ -215,7 +227,7 @@ class StreamWatch:
         watch = self._cameras.get(camera)
         if watch is None:
             folder = self._folder / camera
-            watch = CameraWatch(camera, self._judges, self._recipe, self._classes, folder)
+            watch = CameraWatch(camera, self._judges, self._recipe, self._classes, folder, self._model)
             self._cameras[camera] = watch
             if camera in self._kept:
                 notices += watch.restore(self._kept[camera])

@@ -28,13 +28,14 @@ class Line:
     def __init__(self, folder: Path, judges: Judges | None = None, recipe: Recipe | None = None) -> None:
         self.folder, self.judges, self.recipe = folder, judges or Judges(), recipe or Recipe()
         self.classes: tuple[str, ...] = ("open",)
+        self.model = "first"
         self.clock = FakeClock()
         self.rng = np.random.default_rng(4)
         self.number = 0
         self.start()
 
     def start(self) -> None:
-        self.watch = StreamWatch(self.judges, self.recipe, self.classes, self.folder, self.clock)
+        self.watch = StreamWatch(self.judges, self.recipe, self.classes, self.folder, self.clock, self.model)
 
     def inspection(self, level: float = 128.0, size: int = 64, ahead_s: float = 0.0) -> Inspection:
         self.number += 1
@@ -101,6 +102,18 @@ def test_what_stands_is_an_alarm_again_after_a_restart_and_ends_when_it_is_over(
     assert notices[0].alarm is not None and "darker: 12" in notices[0].alarm.text and "lamps" in notices[0].alarm.advice
     assert line.run(5, level=112.0) == [], "once"
     assert ("drift_cam1_brightness", False) in codes(line.run(400))
+
+
+def test_what_was_learned_of_another_model_is_no_baseline(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    line.run(LEARNED + 50)
+    line.watch.save()
+    line.model = "second"
+    line.start()
+    notices = line.run(1)
+    assert codes(notices) == [("drift_cam1_state", True)] and line.status() == "learning"
+    assert notices[0].alarm is not None and "the model is a new one" in notices[0].alarm.text
+    assert line.watch._cameras["cam1"].state()["trend"]["seen"] > LEARNED, "the lens is the same"
 
 
 @pytest.mark.parametrize("drift", [None, 7, [], {}])
