@@ -103,7 +103,7 @@ class Daemon:
         self._intake = Intake(on_trigger=self._tally.add)
         counts, parts = self._restore()
         self._publisher = Publisher(
-            config.mqtt, self._topics, self._outbox, self._boot, self._clock, self._answer, ("status",)
+            config.mqtt, self._topics, self._outbox, self._boot, self._clock, self._answer, ("status", "relearn")
         )
         self.station = self._make_station(counts, parts)
         self._publisher.start()
@@ -157,12 +157,14 @@ class Daemon:
 
     def _make_watch(self) -> StreamWatch | None:
         product = self.product
+        self._watch: StreamWatch | None = None
         if not product.recipe.drift.use:
             return None
         folder = Path(self._config.paths.state) / "drift" / product.manifest.product
         model = product.manifest.files.get(product.artifact.file, product.digest)
         watch = StreamWatch(product.judges, product.recipe, product.classes, folder, self._clock, model)
         self._down.callback(watch.save)
+        self._watch = watch
         return watch
 
     def _tell_who_we_are(self) -> None:
@@ -271,10 +273,21 @@ class Daemon:
         if not counts.balanced or counts.triggers != captured:
             raise EdgeError(f"the ledger does not balance: {captured} triggers captured, settled are {counts}")
 
-    def _answer(self, _verb: str, _payload: bytes) -> Response:
+    def _answer(self, verb: str, _payload: bytes) -> Response:
+        if verb == "relearn":
+            return self._relearn()
         counts, stored = self.station.counts, self._outbox.counts()
         data = {"triggers": str(counts.triggers), "balanced": str(counts.balanced).lower(), "depth": str(stored.depth)}
         return Response(transaction="", ok=True, text=f"running {self.product.runtime}", data=data)
+
+
+    def _relearn(self) -> Response:
+        """What the frames are like now is to count as good: for after new lamps, a new lens, a new material."""
+        if self._watch is None:
+            return Response(transaction="", ok=False, text="drift is not watched: the recipe says drift.use = false")
+        self._watch.ask_relearn()
+        text = "each camera learns its drift baseline anew from its next good frames: make sure that they are good"
+        return Response(transaction="", ok=True, text=text)
 
 
 def _bundle_folder(config: Config) -> Path:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edge import anomaly, gate_classifier, loading
 from edge.anomaly import AnomalyJudge
 from edge.bundle.manifest import JudgeName, Manifest
 from edge.config import Runtime
+from edge.drift import reconstruct
 from edge.drift import settings as drift_settings
 from edge.drift.settings import DriftSettings
-from edge.errors import BundleError, ConfigError
+from edge.errors import BundleError, ConfigError, PredictorError
 from edge.gate_classifier import GateClassifier
 from edge.predictor import Predictor
 from edge.recipe import Recipe
@@ -39,7 +42,7 @@ def open_judges(
     """Load the judges in this thread, each tried in a child process first.
 
     Raises:
-        BundleError: settings that cannot be used, or nothing of a judge runs on this device.
+        BundleError: settings that cannot be used or are another model's, or nothing of a judge runs on this device.
         ConfigError: the recipe wants no anomaly judge on a product of which only good parts are known.
         PredictorError: a judge's model cannot be loaded or run here.
     """
@@ -60,7 +63,34 @@ def open_judges(
     if "drift" in manifest.judges and recipe.drift.use:
         drift = drift_settings.decode(*_settings(folder, manifest, "drift"))
         autoencoder = network("drift") if drift.autoencoder is not None else None
-    return Judges(classifier, foreign, drift, autoencoder)
+    judges = Judges(classifier, foreign, drift, autoencoder)
+    _try_on_grey(judges, manifest)
+    return judges
+
+
+def _try_on_grey(judges: Judges, manifest: Manifest) -> None:
+    """Run each judge once, which also warms it up: a model that is not the one of its settings shows now.
+
+    Raises:
+        BundleError: a judge's model and settings do not belong together.
+    """
+    grey = np.full((64, 64), 114, np.uint8)
+    name: JudgeName = "gate"
+    try:
+        if judges.gate is not None:
+            judges.gate.probabilities(grey)
+        name = "anomaly"
+        if judges.anomaly is not None:
+            judges.anomaly.judge(np.zeros((1, *manifest.judges[name].shape), np.float32))
+        name = "drift"
+        if judges.drift is not None and judges.drift.autoencoder is not None and judges.autoencoder is not None:
+            tensor = reconstruct.prepare(grey, judges.drift.autoencoder)
+            reconstruct.error(tensor, judges.autoencoder.run(tensor)[0])
+    except PredictorError as error:
+        raise BundleError(
+            f"the {name} judge of {manifest.product} {manifest.version} is not the one of its settings ({error}): "
+            "make the bundle again"
+        ) from error
 
 
 def _settings(folder: Path, manifest: Manifest, name: JudgeName) -> tuple[bytes, str]:

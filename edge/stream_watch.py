@@ -72,6 +72,7 @@ class CameraWatch:
         self._moments: dict[str, int] = {}  # alarm -> frames until it is over
         self._blind: set[str] = set()
         self._forecast_due_ns = 0
+        self._own = False  # the line's own baseline was asked for, also where the bundle has one
         self._answers_wanted = 0  # of an autoencoder that failed, until it is trusted again
 
     def restore(self, state: Any) -> list[Notice]:
@@ -83,6 +84,9 @@ class CameraWatch:
             self._moments[code] = MOMENT_FRAMES
             notices.append(_notice(code, f"{self.camera}: the model is a new one: drift is watched anew", ""))
         else:
+            if given.get("own") is True:
+                self._own = True
+                self.monitor.relearn()
             for event in self.monitor.restore(given.get("drift")):
                 notices += self._notices(event)
         try:
@@ -94,7 +98,15 @@ class CameraWatch:
 
     def state(self) -> dict[str, Any]:
         """All that the next frames depend on, as JSON has it."""
-        return {"model": self._model, "drift": self.monitor.state(), "trend": self.trend.state()}
+        kept = {"model": self._model, "own": self._own}
+        return {**kept, "drift": self.monitor.state(), "trend": self.trend.state()}
+
+    def relearn(self) -> list[Notice]:
+        """What is now is to count as good from here on: learn the baseline anew; the alarms that end with that."""
+        over = [Notice(f"drift_{self.camera}_{moved.signal}", None) for moved in self.monitor.report().moved]
+        self.monitor.relearn()
+        self._own = True
+        return over
 
     def look(self, inspection: Inspection, now_ns: int) -> list[Notice]:
         """Take one frame; the alarms that begin or end."""
@@ -218,8 +230,13 @@ class StreamWatch:
         self._folder = folder
         self._clock = clock
         self._cameras: dict[str, CameraWatch] = {}
+        self._relearn = False
         self._kept = self._read()
         self._save_due_ns = clock.mono_ns() + int(SAVE_EVERY_S * 1e9)
+
+    def ask_relearn(self) -> None:
+        """Have every camera learn its baseline anew, from its next frame on; may be asked in any thread."""
+        self._relearn = True
 
     def look(self, inspection: Inspection) -> list[Notice]:
         """Take one judged frame; the alarms that begin or end."""
@@ -231,6 +248,10 @@ class StreamWatch:
             self._cameras[camera] = watch
             if camera in self._kept:
                 notices += watch.restore(self._kept[camera])
+        if self._relearn:
+            self._relearn = False
+            notices += [notice for each in self._cameras.values() for notice in each.relearn()]
+            self.save()
         notices += watch.look(inspection, self._clock.mono_ns())
         if self._clock.mono_ns() >= self._save_due_ns:
             self.save()

@@ -222,3 +222,19 @@ def test_a_lens_that_gets_dirty_has_its_cleaning_forecast(tmp_path: Path) -> Non
     text = line.watch.messages()[0].forecast
     assert "sharpness falls by 2.0 % an hour; the lens needs cleaning in about" in text
     assert ("trend_cam1", True) in codes(notices)
+
+
+def test_a_change_that_is_meant_is_learned_on_request_and_stays_learned(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    line.run(LEARNED + 50)
+    line.run(60, level=112.0)
+    assert line.status() == "drifted"
+    line.watch.ask_relearn()
+    assert ("drift_cam1_brightness", False) in codes(line.run(1, level=112.0))
+    assert line.status() == "learning"
+    line.run(LEARNED, level=112.0)
+    assert line.status() == "watching", "what it is now counts as good"
+    line.watch.save()
+    line.start()
+    assert ("drift_cam1_brightness", True) not in codes(line.run(60, level=112.0))
+    assert ("drift_cam1_brightness", True) in codes(line.run(60, level=128.0)), "and the old light is the other one"
