@@ -59,3 +59,12 @@ def test_a_product_of_good_parts_only_is_not_served_without_its_anomaly_judge(pl
     recipe = Recipe(gate=GateRecipe(classifier="never"), anomaly=AnomalyRecipe(use=False))
     with pytest.raises(ConfigError, match="nothing would ever be found; set it to true"):
         open_judges(tmp_path, good_only, recipe, Runtime())
+
+
+def test_a_model_that_is_not_the_one_of_its_settings_is_refused_at_the_start(tmp_path: Path) -> None:
+    read = manifests.read_unverified(PCB)
+    if "anomaly" not in read.judges or "drift" not in read.judges:
+        pytest.skip("the bundle under test has not all judges")
+    mixed = {**read.judges, "drift": msgspec.structs.replace(read.judges["anomaly"], settings="drift.json")}
+    with pytest.raises(BundleError, match=r"the drift judge of pcb .* is not the one of its settings"):
+        open_judges(PCB, msgspec.structs.replace(read, judges=mixed), Recipe(), Runtime(), tmp_path)

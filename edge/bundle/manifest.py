@@ -187,6 +187,19 @@ def _something_to_look_for(classes: Sequence[str], strides: Sequence[int], featu
     return None
 
 
+def _anomaly_reads_features(judges: Any, features: Any, size: Any) -> str | None:
+    """The anomaly judge takes what the detector gives, cell by cell."""
+    judge = judges.get("anomaly") if isinstance(judges, Mapping) else None
+    if not isinstance(judge, Mapping) or not isinstance(features, Mapping) or not isinstance(size, Mapping):
+        return None
+    numbers = [features.get("channels"), features.get("stride"), size.get("height"), size.get("width")]
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        return None
+    channels, stride, height, width = (int(number or 0) for number in numbers)
+    given, taken = [channels, height // stride, width // stride], list(judge.get("shape") or ())
+    return None if taken == given else f"judges.anomaly: takes {taken}, and the detector's features are {given}"
+
+
 def _input_fits_strides(size: Any, strides: Sequence[int]) -> str | None:
     if not isinstance(size, Mapping) or not all(isinstance(size.get(side), int) for side in ("width", "height")):
         return None
@@ -199,6 +212,7 @@ _RULES: Final[settings.Rules] = {
         Rule(("classes",), _unique_classes),
         Rule(("artifacts", "judges", "files", "recipe", "card", "golden", "passport"), _all_listed),
         Rule(("classes", "strides", "features", "judges"), _something_to_look_for),
+        Rule(("judges", "features", "input"), _anomaly_reads_features),
         Rule(("input", "strides"), _input_fits_strides),
         Rule(("files",), lambda files: f"files: {MANIFEST} cannot hold its own SHA-256" if MANIFEST in files else None),
     )

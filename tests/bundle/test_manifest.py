@@ -275,7 +275,7 @@ def with_judge(folder: Path, **changes: Any) -> Fields:
     for name in ("anomaly.onnx", "anomaly.json"):
         (folder / name).write_bytes(name.encode())
     base = {"file": "anomaly.onnx", "runtime": "onnxruntime", "arch": "any", "precision": "fp32", "made_with": "x 1"}
-    judge = {"artifacts": [base], "shape": [64, 8, 4], "settings": "anomaly.json"}
+    judge = {"artifacts": [base], "shape": [64, 4, 8], "settings": "anomaly.json"}
     return Fields(**{**fields(), "judges": {"anomaly": judge}, "features": {"channels": 64, "stride": 8}, **changes})
 
 
@@ -297,6 +297,11 @@ def test_a_product_of_good_parts_only_has_no_classes_but_an_anomaly_judge(folder
         ({"strides": []}, "classes and strides belong together", "boxes without classes"),
         ({"classes": [], "strides": [], "judges": {}}, "nothing would ever be found", "every part would pass"),
         ({"judges": {"smell": {}}}, "smell", "a judge that nobody knows"),
+        (
+            {"features": {"channels": 32, "stride": 8}},
+            "takes [64, 4, 8], and the detector's",
+            "another detector's judge",
+        ),
         ({"artifacts": ["x"]}, "artifacts", "a name in place of a table"),
         ({"judges": {"anomaly": {"artifacts": ["x"]}}}, "judges.anomaly", "a name in place of a table"),
         ({"judges": {"anomaly": {"artifacts": 5}}}, "judges.anomaly", "a number in place of a list"),
