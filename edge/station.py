@@ -249,7 +249,8 @@ class Station:
         """Publish how each camera's stream stands where that is news; retained, so that who comes later knows it."""
         for message in self._watch.messages() if self._watch is not None else ():
             moved = tuple((m.signal, m.direction) for m in message.moved)
-            news = (message.status, moved, tuple(message.blind), message.forecast)
+            tenths = 10 * message.learned // max(1, message.wanted)
+            news = (message.status, moved, tuple(message.blind), message.forecast, tenths)
             if self._told_drift.get(message.camera) != news:
                 self._told_drift[message.camera] = news
                 self._wire.live(self._topics.camera(message.camera, "drift"), message, retain=True)

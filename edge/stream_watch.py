@@ -17,7 +17,7 @@ import cv2
 
 from edge.clock import Clock
 from edge.drift.monitor import DriftMonitor
-from edge.drift.report import Event, EventKind
+from edge.drift.report import Event, EventKind, evidence_name
 from edge.drift_watch import DriftWatch
 from edge.errors import ConfigError, PredictorError
 from edge.event import Alarm, Drift
@@ -179,12 +179,16 @@ class CameraWatch:
         """Keep the image where it shows a drift better than those before, and drop those that it displaces."""
         if not self.monitor.kept:
             return
-        wanted = {f"{moved.signal}-{ref.number}.jpg" for moved in self.monitor.report().moved for ref in moved.kept}
+        kept = [(moved.signal, ref) for moved in self.monitor.report().moved for ref in moved.kept]
+        wanted = {evidence_name(signal, ref) for signal, ref in kept}
+        frame = inspection.frame
+        this = (frame.number, frame.captured_ts)
+        newest = {evidence_name(signal, ref) for signal, ref in kept if (ref.number, ref.captured_ts) == this}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            ok, jpeg = cv2.imencode(".jpg", inspection.frame.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            for signal in self.monitor.kept if ok else ():
-                (self._folder / f"{signal}-{inspection.frame.number}.jpg").write_bytes(jpeg.tobytes())
+            ok, jpeg = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            for name in newest if ok else ():
+                (self._folder / name).write_bytes(jpeg.tobytes())
             for path in self._folder.glob("*.jpg"):
                 if path.name not in wanted:
                     path.unlink(missing_ok=True)

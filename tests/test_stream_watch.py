@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge.drift.learn import Learning
+from edge.drift.report import evidence_name
 from edge.drift.settings import Autoencoder
 from edge.errors import PredictorError
 from edge.judges import Judges
@@ -74,7 +75,7 @@ def test_what_moves_is_an_alarm_with_evidence_until_it_is_back(tmp_path: Path) -
     assert message.status == "drifted" and message.evidence == str(tmp_path / "cam1")
     kept = sorted(path.name for path in (tmp_path / "cam1").glob("brightness-*.jpg"))
     moved = next(m for m in message.moved if m.signal == "brightness")
-    assert kept == sorted(f"brightness-{ref.number}.jpg" for ref in moved.kept) and len(kept) == 3
+    assert kept == sorted(evidence_name("brightness", ref) for ref in moved.kept) and len(kept) == 3
     assert moved.since is not None and abs(moved.since.number - (LEARNED + 51)) <= 2
     assert ("drift_cam1_brightness", False) in codes(line.run(400)), "and it is over when the light is back"
 

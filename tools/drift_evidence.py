@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from edge.drift.baseline import MOST_SIGMAS
-from edge.drift.report import Moved
+from edge.drift.report import Moved, evidence_name
 from tools.errors import DataError
 from tools.mining import Finding
 
@@ -39,12 +39,12 @@ def findings(moved: Sequence[Moved], files: Mapping[str, Path]) -> dict[Path, Fi
 
     Args:
         files: by their names below the folder. A frame's image has the frame's name there, as in a replayed folder, or
-            is called SIGNAL-NUMBER.jpg, as the device keeps evidence.
+            is called as the device calls its evidence (`edge.drift.report.evidence_name`).
     """
     found: dict[Path, Finding] = {}
     for signal in moved:
         for frame in (*signal.best, *signal.kept):
-            file = files.get(frame.name) or files.get(f"{signal.signal}-{frame.number}.jpg")
+            file = files.get(frame.name) or files.get(evidence_name(signal.signal, frame))
             score = min(1.0, abs(frame.score) / MOST_SIGMAS)
             if file is not None and score > found.get(file, Finding(0.0)).score:
                 found[file] = Finding(score, f"{signal.signal} {frame.score:+.1f} sigmas")

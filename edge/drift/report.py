@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import Enum
 from typing import Final, Literal
@@ -43,6 +44,16 @@ class FrameRef(msgspec.Struct, kw_only=True, frozen=True):
     captured_ts: float
     value: float
     score: float
+
+
+def evidence_name(signal: str, frame: FrameRef) -> str:
+    """What the image of a frame that shows a drift is called; a camera's numbers begin anew with each start.
+
+    >>> evidence_name("noise", FrameRef(number=7, name="", captured_ts=1790000000.5, value=3.0, score=2.0))
+    'noise-1790000000-7.jpg'
+    """
+    second = int(frame.captured_ts) if math.isfinite(frame.captured_ts) else 0
+    return f"{signal}-{second}-{frame.number}.jpg"
 
 
 class Moved(msgspec.Struct, kw_only=True, frozen=True):

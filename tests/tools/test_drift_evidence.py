@@ -49,7 +49,7 @@ def report(path: Path, best: list[dict[str, Any]], kept: list[dict[str, Any]] | 
 
 def test_frames_are_found_by_their_name_and_by_that_of_kept_evidence(tmp_path: Path) -> None:
     moved = read_moved(report(tmp_path / "r.json", [frame(1, "night/1.png", -3.0)], [frame(7, "", -4.0)]))
-    files = {"night/1.png": Path("a"), "brightness-7.jpg": Path("b"), "noise-7.jpg": Path("c")}
+    files = {"night/1.png": Path("a"), "brightness-0-7.jpg": Path("b"), "noise-0-7.jpg": Path("c")}
     found = findings(moved, files)
     assert found == {
         Path("a"): Finding(0.75, "brightness -3.0 sigmas"),
