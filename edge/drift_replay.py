@@ -24,7 +24,8 @@ class DriftReplay:
 
     Args:
         product: its bundle's baseline is taken, where there is one.
-        learn: learn from so many good images instead; None: only where the bundle has no baseline.
+        learn: learn from so many good images instead; None: only where the bundle has no baseline, or the recipe wants
+            the line's own.
         arl0: frames between false alarms on average, for a learned baseline.
 
     Raises:
@@ -38,8 +39,9 @@ class DriftReplay:
             raise UsageError(f"--arl0 {arl0:g} is no average run length: use the frames between two false alarms")
         judges = product.judges
         learning = Learning(arl0=arl0) if learn is None else Learning(frames=learn, arl0=arl0)
-        bundle, eye = judges.drift, judges.drift.autoencoder if judges.drift else None
-        monitor = DriftMonitor("replay", bundle if learn is None else None, product.classes, learning, eye)
+        of_bundle = learn is None and product.recipe.drift.baseline == "bundle"
+        bundle, eye = judges.drift if of_bundle else None, judges.drift.autoencoder if judges.drift else None
+        monitor = DriftMonitor("replay", bundle, product.classes, learning, eye)
         self._watch = DriftWatch(monitor, judges.autoencoder, product.recipe.drift.every)
         self._title = f"{product.manifest.product} {product.manifest.version}"
         self.trace = Trace()

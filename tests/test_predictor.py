@@ -232,7 +232,7 @@ class FakeOnnxRuntime(types.ModuleType):
         return types.SimpleNamespace(
             get_inputs=lambda: [source],
             get_providers=lambda: ["CUDAExecutionProvider", CPU],
-            run=lambda names, feed: [np.zeros((1, 6, 80, 80), np.float32), np.zeros((1, 4, 80, 80), np.float32)],
+            run=lambda names, feed: [np.zeros((1, channels, 80, 80), np.float32) for channels in (6, 4, 64)],
         )
 
 
@@ -242,14 +242,21 @@ def test_a_provider_that_does_not_start_is_said_and_tensorrt_keeps_what_it_built
     tried = []
     monkeypatch.setattr("edge.loading.canary", lambda *given: tried.append(given))
     wanted = ["TensorrtExecutionProvider", "CUDAExecutionProvider", CPU]
-    product = open_product(PCB, Runtime(prefer="onnxruntime", providers=wanted), trial_marks=tmp_path / "trials")
+    alone = tmp_path / "recipe.toml"
+    alone.write_text('[gate]\nclassifier = "never"\n[anomaly]\nuse = false\n[drift]\nuse = false\n')
+
+    def opened(providers):
+        runtime = Runtime(prefer="onnxruntime", providers=providers)
+        return open_product(PCB, runtime, recipe_file=alone, trial_marks=tmp_path / "trials")
+
+    product = opened(wanted)
     assert product.runtime.endswith(f"on CUDAExecutionProvider, {CPU}; TensorrtExecutionProvider did not start")
     assert [name for name, _ in fake.asked] == wanted
     assert dict(fake.asked)["TensorrtExecutionProvider"]["trt_engine_cache_path"] == str(tmp_path / "trials")
     assert dict(fake.asked)["CUDAExecutionProvider"] == {}
     assert [given[3] for given in tried] == [wanted], "the trial runs on the same providers"
-    open_product(PCB, Runtime(prefer="onnxruntime", providers=[CPU]), trial_marks=tmp_path / "trials")
-    open_product(PCB, Runtime(prefer="onnxruntime", providers=[CPU]), trial_marks=tmp_path / "trials")
+    opened([CPU])
+    opened([CPU])
     assert len(tried) == 2, "other providers are another trial, the same ones are not"
 
 
