@@ -23,7 +23,7 @@ import numpy as np
 
 from edge import settings
 from edge.boxes import Float
-from edge.recipe import DetectRecipe, Recipe
+from edge.recipe import AnomalyRecipe, DetectRecipe, DriftRecipe, Recipe, dump_gate
 from tools.dataset import SPLITS, read_dataset
 from tools.errors import DataError, ToolError
 from tools.evaluate import SETTINGS, Evidence, choose_recipe, evidence_of
@@ -306,17 +306,28 @@ def recipe_text(recipe: Recipe, base: Path | None, head: Sequence[str], table: d
     for name, row in table.items():
         lines.append(f"# escape {_percent(row['escape'])}, overkill {_percent(row['overkill'])}")
         lines.append(f"{json.dumps(name)} = {d.class_threshold[name]}")
-    text = "\n".join(lines) + "\n"
+    text = "\n".join([*lines, *_judges_text(recipe)]) + "\n"
     if settings.check(settings.parse_toml(text.encode(), "recipe.toml"), Recipe, "recipe.toml") != recipe:
         raise ToolError("the recipe does not read back as it was written")
     return text
 
 
 def _gate_text(recipe: Recipe, base: Path | None) -> str:
-    """The [gate] table of the base with its comments, if it stands there as a table of its own."""
+    """The [gate] table of the base with its comments and its own tables, if it stands there as a table."""
     text = base.read_text(encoding="utf-8-sig") if base else ""
-    table = re.search(r"^\[gate\][^\n]*\n.*?(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)
-    return (table.group() if table else "[gate]\n" + settings.to_toml(recipe.gate)).rstrip()
+    table = re.search(r"^\[gate\][^\n]*\n.*?(?=^\[(?!gate\.)|\Z)", text, re.MULTILINE | re.DOTALL)
+    return (table.group() if table else dump_gate(recipe.gate)).rstrip()
+
+
+def _judges_text(recipe: Recipe) -> list[str]:
+    """The tables of the other judges where they say more than the defaults."""
+    given = {"anomaly": (recipe.anomaly, AnomalyRecipe()), "drift": (recipe.drift, DriftRecipe())}
+    return [
+        line
+        for name, (own, default) in given.items()
+        if own != default
+        for line in ("", f"[{name}]", settings.to_toml(own).rstrip())
+    ]
 
 
 def _percent(rate: dict[str, Any]) -> str:

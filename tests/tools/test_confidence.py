@@ -361,3 +361,15 @@ def test_a_split_without_defects_is_nothing_to_choose_by(checkpoint: Path, tmp_p
     root = tiny_dataset(tmp_path / "clean", images=0, negatives=3)
     with pytest.raises(DataError, match="nothing to choose by"):
         main(["--data", str(root), "--model", str(checkpoint), "--out", str(tmp_path / "out")])
+
+
+def test_the_recipe_keeps_what_the_judges_were_told(tmp_path: Path) -> None:
+    base = tmp_path / "base.toml"
+    base.write_text(
+        'name = "x"\n[gate]\n# dark parts\nsharpness_min = 5.0\n[gate.classifier_limit]\nmotion = 0.9\n'
+        '[anomaly]\nreview = 4.5\n[drift]\nbaseline = "line"\n[detect]\nthreshold = 0.5\n'
+    )
+    text = recipe_text(recipes.load(base), base, [], {})
+    (tmp_path / "out.toml").write_text(text)
+    assert recipes.load(tmp_path / "out.toml") == recipes.load(base)
+    assert "# dark parts" in text and "[gate.classifier_limit]\nmotion = 0.9" in text
