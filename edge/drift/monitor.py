@@ -158,7 +158,8 @@ class DriftMonitor:
         self._frames += 1
         self.kept = ()
         if self._settings is not None:
-            events += self._watch(frame, values)
+            # The baseline knows frames that the gate passed; what it refused it has told, and that is no drift.
+            events += self._watch(frame, values if inspection.gate.passed else {})
         if self._learner is not None and inspection.gate.passed and not constant:
             self._learner.add(values, features)
             events += self._learned(frame)
