@@ -41,7 +41,7 @@ def measure(
 ) -> dict[str, float]:
     """The signals of a frame by name; what was not measured on it is left out.
 
-    On a frame that the gate refused nothing but the statistics of the image count: the detector is not asked what it
+    On a frame that the gate refused only the statistics of the image are measured: the detector is not asked what it
     sees on such frames.
 
     Args:
