@@ -20,7 +20,7 @@ from edge.predictor import installed_runtimes
 from tools.errors import ToolError
 from tools.judge_model import FORMS
 from tools.judges import JUDGES, artifact_of, features_of, judge_entry, section
-from tools.make_bundle import CARD, RECIPE, next_version, refuse_strangers, replay_as_device
+from tools.make_bundle import CARD, RECIPE, in_place_of, next_version, replay_as_device
 from tools.markdown import table
 from tools.run_record import write_record
 
@@ -112,19 +112,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """Run the step: the old bundle stays until `edge` has opened the new one with every runtime of this machine."""
     args = parser().parse_args(arguments)
-    refuse_strangers(args.out)
-    staging = args.out.with_name(f".{args.out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with in_place_of(args.out) as staging:
         built = build(args, staging)
         runtimes = installed_runtimes()
         verdicts = {runtime: count(replay_as_device(staging, args.try_on, runtime)) for runtime in runtimes}
-        if args.out.exists():
-            shutil.rmtree(args.out)
-        staging.rename(args.out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     digest = manifests.digest(built)
     results = {"version": built.version, "digest": digest, "verdicts": verdicts}
     write_record(args.models / "good_parts.json", "good_parts", vars(args), results)

@@ -22,13 +22,13 @@ import numpy as np
 
 from edge import recipe as recipes
 from edge.bundle import manifest as manifests
-from edge.bundle.manifest import Golden, Manifest
+from edge.bundle.manifest import Manifest
 from edge.preprocess import InputSpec, preprocess
 from tools.dataset import read_image, sha256_file
 from tools.device_runtime import DevicePredictor
 from tools.errors import ToolError
 from tools.judge_model import FORMS
-from tools.make_bundle import CARD, MODELS, RECIPE, artifact, open_as_device, shrink
+from tools.make_bundle import CARD, MODELS, RECIPE, artifact, in_place_of, open_as_device, shrink
 from tools.passport import JSON, MARKDOWN
 from tools.run_record import write_record
 
@@ -248,22 +248,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the step: the old bundle stays until the new one has been opened and has passed its golden samples."""
     args = parser().parse_args(arguments)
     out = args.out or args.bundle
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with in_place_of(out) as staging:
         built, compared = build(args, staging)
-        golden = (
-            manifests.read_golden(staging, built)
-            if built.golden
-            else Golden(reference="none", least_confidence=0.5, samples=[])
-        )
-        agreed = open_as_device(staging, golden) if golden.samples else {}
-        if out.exists():
-            shutil.rmtree(out)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        agreed = open_as_device(staging, manifests.read_golden(staging, built)) if built.golden else {}
     results = {"product": built.product, "version": built.version, "digest": manifests.digest(built)}
     record = next(iter(folders_of(args).values())) / "judges.record.json"
     write_record(record, "judges", vars(args), {**results, "identical": compared, "golden": agreed})

@@ -12,8 +12,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -248,6 +248,26 @@ def refuse_strangers(out: Path) -> None:
         raise ToolError(f"{out}: holds {strangers[0]}, which is no part of a bundle: move it, or choose another --out")
 
 
+@contextmanager
+def in_place_of(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to put a bundle together in; it takes the place of `out` if all goes well.
+
+    Raises:
+        ToolError: `out` holds something else than a bundle.
+    """
+    refuse_strangers(out)
+    staging = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if out.exists():
+            shutil.rmtree(out)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
@@ -382,18 +402,9 @@ def build(args: argparse.Namespace, staging: Path) -> tuple[Manifest, Golden]:
 def main(arguments: Sequence[str]) -> None:
     """Run the step: the old bundle stays until the new one has been opened and has passed its golden samples."""
     args = parser().parse_args(arguments)
-    refuse_strangers(args.out)
-    staging = args.out.with_name(f".{args.out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with in_place_of(args.out) as staging:
         built, golden = build(args, staging)
         agreed = open_as_device(staging, golden)
-        if args.out.exists():
-            shutil.rmtree(args.out)
-        staging.rename(args.out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     size = sum((args.out / name).stat().st_size for name in built.files)
     results = {"product": built.product, "version": built.version, "digest": manifests.digest(built), "bytes": size}
     write_record(args.models / "make_bundle.json", "make_bundle", vars(args), {**results, "golden": agreed})

@@ -159,3 +159,12 @@ def test_settings_that_the_device_cannot_use_leave_the_old_bundle(bundle: Path, 
     assert manifest.read(bundle).version == 1
     with pytest.raises(BundleError, match="no bundle at"):
         main(["--bundle", str(tmp_path / "none"), "--gate", str(gate)])
+
+
+def test_a_folder_that_is_no_bundle_is_not_emptied(bundle: Path, gate: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(ToolError, match=r"holds thesis\.txt, which is no part of a bundle"):
+        main(["--bundle", str(bundle), "--gate", str(gate), "--out", str(mine)])
+    assert (mine / "thesis.txt").read_text() == "years of work"
