@@ -22,7 +22,7 @@ from tools.device_runtime import DevicePredictor
 from tools.errors import ToolError
 from tools.export import TOLERANCE, largest_difference, write_onnx
 from tools.layers import CONV, read_layers
-from tools.paddle_model import StaticModel, compile_nb
+from tools.paddle_model import StaticModel, compile_nb, save_traced
 from tools.plan import sums_wrongly
 from tools.ptq import post_training, reduce_range
 from tools.runtimes import LayerPredictor
@@ -81,10 +81,8 @@ def write_judge(
 
 
 def _save(network: nn.Layer, folder: Path, shape: Sequence[int]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     network.eval()
-    traced = paddle.static.InputSpec([1, *shape], "float32", "image")
-    paddle.jit.save(network, str(folder / "model"), input_spec=[traced])
+    save_traced(network, folder, [paddle.static.InputSpec([1, *shape], "float32", "image")])
 
 
 def _quantize(fp32: Path, out: Path, tensors: Sequence[Float], target: str, keep_fp32: Sequence[str]) -> int:

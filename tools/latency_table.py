@@ -32,7 +32,7 @@ from tools.journal import Journal
 from tools.layers import ADD, CONV, DEPTHWISE, UPSAMPLE, Shape, read_layers
 from tools.lite_timer import Job, measured_on, time_jobs
 from tools.network import INPUT_SIZE, ConvNorm, Detector, NetworkConfig
-from tools.paddle_model import PROGRAM, WEIGHTS, save_layer
+from tools.paddle_model import PROGRAM, WEIGHTS, save_layer, save_traced
 from tools.plots import figure
 from tools.ptq import post_training
 from tools.run_record import versions, write_record
@@ -223,7 +223,7 @@ def _write(probe: Probe, count: int, folder: Path) -> Job:
     network = _Copies(probe.make, count, probe.before())
     network.eval()
     specs = [paddle.static.InputSpec(shape, "float32", f"x{i}") for i, shape in enumerate(probe.inputs)]
-    paddle.jit.save(network, str(folder / "model"), input_spec=specs)
+    save_traced(network, folder, specs)
     if probe.int8:
         noise = np.random.default_rng(0).random(probe.inputs[0][1:]).astype(np.float32)
         post_training(folder, folder / "int8", [noise], "abs_max")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.jit.dy2static.program_translator import ProgramTranslator
 
 from edge.boxes import Float
 from edge.preprocess import InputSpec
@@ -39,10 +40,22 @@ def static_mode() -> Iterator[None]:
 
 def save_layer(network: nn.Layer, folder: Path, spec: InputSpec) -> None:
     """Trace the network in evaluation mode at the fixed input (1, channels, height, width) of `spec` and save it."""
-    folder.mkdir(parents=True, exist_ok=True)
     network.eval()
-    traced = paddle.static.InputSpec([1, spec.channels, spec.height, spec.width], "float32", "image")
-    paddle.jit.save(network, str(folder / "model"), input_spec=[traced])
+    save_traced(
+        network, folder, [paddle.static.InputSpec([1, spec.channels, spec.height, spec.width], "float32", "image")]
+    )
+
+
+def save_traced(network: nn.Layer, folder: Path, inputs: Sequence[Any]) -> None:
+    """Trace the network at these inputs and write it as a model folder.
+
+    Paddle notes the parameters of a traced program under the program's address. Where a program is freed before its
+    notes are read, a later one at the same address inherits them, and saving it failed with a `KeyError` now and then:
+    so such notes are cleared first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ProgramTranslator.get_instance()._params_recorder.params_dict.clear()
+    paddle.jit.save(network, str(folder / "model"), input_spec=list(inputs))
 
 
 def require_model(folder: Path) -> None:
