@@ -41,6 +41,7 @@ class Paths(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     state: Text = "/var/lib/edge"  # outbox and installed bundles
     bundle: Text | None = None  # a bundle folder; None: the active slot below `state`
     recipe: Text | None = None  # a recipe file; None: the bundle's own
+    recipes: Text | None = None  # a folder of recipes, one a part number; None: there is only the one
 
 
 class Runtime(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +70,11 @@ class CameraBase(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     stall_s: Seconds = 3.0  # no new frame for so long: the source is closed and opened again
     frozen_frames: Count = 0  # so many identical frames in a row: a fault; 0: not checked
     retry_s: Seconds = 0.5  # pause before a source is opened again; doubles up to 4 times this
+    # With triggers: which of its frames belongs to one.
+    pairing: Literal["time", "counter"] = "time"  # counter: the trigger fires this camera too, frame n is trigger n
+    offset_ms: Annotated[float, Meta(ge=-10_000, le=60_000)] = 0.0  # the part is in its view so long after the trigger
+    latency_ms: Annotated[float, Meta(ge=0, le=10_000)] = 0.0  # from exposure until the frame is in memory
+    window_ms: Annotated[float, Meta(gt=0, le=10_000)] = 50.0  # a frame further off than this shows no part
 
 
 class FolderCamera(CameraBase, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="folder"):
@@ -152,6 +158,74 @@ class Publishing(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     image_quality: Annotated[int, Meta(ge=1, le=100)] = 80
 
 
+class Plc(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The line's controller on a serial port. With this table the PLC triggers; without it each frame is a part."""
+
+    port: Text  # /dev/serial/by-id/... stays with its adapter
+    dialect: Literal["ascii", "modbus_server", "modbus_client"] = "ascii"
+    baud: Annotated[int, Meta(ge=1200, le=4_000_000)] = 115_200
+    parity: Literal["none", "even", "odd"] = "none"
+    stop_bits: Literal[1, 2] = 1
+    check: bool = True  # commands carry a check of their own: CRC-32 of a line, a sum over a block of registers
+    heartbeat_s: Annotated[float, Meta(ge=0.1, le=60)] = 1.0  # both ways; silence for three of them is an alarm
+    ack_s: Annotated[float, Meta(ge=0.02, le=60)] = 0.5  # an answer that is not acknowledged is said again
+    queue: Annotated[int, Meta(ge=1, le=16)] = 2  # so many parts may be between their trigger and their answer
+    unit: Annotated[int, Meta(ge=1, le=247)] = 1  # Modbus: our address as server, the PLC's as client
+    poll_ms: Annotated[float, Meta(ge=2, le=1000)] = 10.0  # Modbus client: how often the PLC is asked
+
+
+class Output(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Something that moves or lights after a verdict: an ejector, a stack light."""
+
+    id: Name
+    on: Annotated[list[Literal["OK", "NG", "REVIEW", "RETAKE", "FAIL"]], Meta(min_length=1)]  # what fires it
+    delay_ms: Annotated[float, Meta(ge=0, le=600_000)] | None = None  # after the trigger; or by the way of the belt:
+    delay_counts: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None  # encoder counts after the trigger's
+    pulse_ms: Annotated[float, Meta(ge=1, le=600_000)] = 100.0
+    via: Literal["plc", "rts", "dtr"] = "plc"  # a signal to the PLC, or a line of a serial port with a relay on it
+    port: Text | None = None  # of rts and dtr; None: the PLC's own
+
+
+class Master(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A part that is known to be bad, to prove that the station still finds it."""
+
+    serial: Text
+    verdict: Literal["NG", "REVIEW"] = "NG"
+    defect: Text | None = None  # a class that must be among the reasons
+
+
+class Challenge(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Known-bad parts that have to be shown to the station each shift."""
+
+    master: Annotated[list[Master], Meta(min_length=1)]
+    every_h: Annotated[float, Meta(gt=0, le=8760)] = 8.0
+    overdue: Literal["alarm", "block"] = "alarm"  # block: no part passes until every master was found
+    missed: Literal["alarm", "block"] = "block"
+
+
+class EvidenceSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Pictures of parts that are worth a look, kept on this box."""
+
+    use: bool = True
+    quota_mb: Positive = 2000.0  # beyond it the least valuable go first
+    ok_every: Count = 100  # of the parts that pass each so many-th is kept; 0: none
+
+
+class GenealogySettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One row a part, each with the hash of the one before it."""
+
+    use: bool = True
+    keep_days: Annotated[float, Meta(gt=0, le=36_500)] = 400.0
+
+
+class RecorderSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The last minutes as they were: every frame that was judged, for `edge incident export`."""
+
+    use: bool = True
+    minutes: Annotated[float, Meta(gt=0, le=1440)] = 15.0
+    quota_mb: Positive = 500.0
+
+
 class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One site config, as checked by `load`."""
 
@@ -162,6 +236,12 @@ class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     mqtt: Mqtt = Mqtt()
     outbox: OutboxSettings = OutboxSettings()
     publish: Publishing = Publishing()
+    plc: Plc | None = None
+    output: list[Output] = []
+    challenge: Challenge | None = None
+    evidence: EvidenceSettings = EvidenceSettings()
+    genealogy: GenealogySettings = GenealogySettings()
+    recorder: RecorderSettings = RecorderSettings()
 
 
 def _unique_ids(cameras: Sequence[Any]) -> str | None:
@@ -173,6 +253,36 @@ def _unique_ids(cameras: Sequence[Any]) -> str | None:
 def _each_once(providers: Sequence[str]) -> str | None:
     twice = sorted({name for name in providers if providers.count(name) > 1})
     return f"providers: {', '.join(twice)} is named more than once: keep the first" if twice else None
+
+
+def _outputs_are_distinct(outputs: Sequence[Any]) -> str | None:
+    ids = [output.get("id") for output in outputs if isinstance(output, Mapping)]
+    twice = sorted({str(name) for name in ids if name is not None and ids.count(name) > 1})
+    return f"several outputs have the id {', '.join(twice)}: give each its own" if twice else None
+
+
+def _outputs_want_plc(outputs: Sequence[Any], plc: Any) -> str | None:
+    return "an output is given without [plc]: what fires it is the answer to a trigger" if outputs and not plc else None
+
+
+def _one_delay(delay_ms: float | None, delay_counts: int | None) -> str | None:
+    if (delay_ms is None) == (delay_counts is None):
+        return "give delay_ms or delay_counts, one of them"
+    return None
+
+
+def _port_is_for_lines(via: str, port: str | None) -> str | None:
+    return 'port is given, but via is "plc": set via = "rts" or "dtr"' if port and via == "plc" else None
+
+
+def _masters_are_distinct(masters: Sequence[Any]) -> str | None:
+    serials = [master.get("serial") for master in masters if isinstance(master, Mapping)]
+    twice = sorted({str(name) for name in serials if name is not None and serials.count(name) > 1})
+    return f"several masters have the serial {', '.join(twice)}: give each its own" if twice else None
+
+
+def _challenge_wants_plc(challenge: Any, plc: Any) -> str | None:
+    return "[challenge] is given without [plc]: only a trigger tells a part's serial" if challenge and not plc else None
 
 
 def _one_password(password: str | None, password_file: str | None) -> str | None:
@@ -201,7 +311,14 @@ def _files_want_tls(tls: bool, ca_file: str | None, cert_file: str | None, key_f
 
 
 RULES: settings.Rules = {
-    Config: (Rule(("camera",), _unique_ids),),
+    Config: (
+        Rule(("camera",), _unique_ids),
+        Rule(("output",), _outputs_are_distinct),
+        Rule(("output", "plc"), _outputs_want_plc),
+        Rule(("challenge", "plc"), _challenge_wants_plc),
+    ),
+    Output: (Rule(("delay_ms", "delay_counts"), _one_delay), Rule(("via", "port"), _port_is_for_lines)),
+    Challenge: (Rule(("master",), _masters_are_distinct),),
     Runtime: (Rule(("providers",), _each_once),),
     Mqtt: (
         Rule(("password", "password_file"), _one_password),

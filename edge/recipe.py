@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,9 @@ from edge.records import Cause
 from edge.settings import Rule
 
 Share = Annotated[float, Meta(ge=0, le=1)]
+
+# A station may hold a few parts between trigger and answer, where the belt between them is long.
+MOST_TAKTS = 16
 
 # What the gate's classifier can name; `blur` is the cheap measure's word, which it makes precise.
 CLASSIFIED = tuple(cause.value for cause in Cause if cause is not Cause.BLUR)
@@ -49,6 +52,15 @@ class DetectRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     class_threshold: dict[str, Annotated[float, Meta(gt=0, lt=1)]] = {}  # a class's own, by its name
     nms_iou: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
+    classes: list[str] = []  # only these make a part bad or doubtful; empty: all of the bundle
+    region: tuple[Share, Share, Share, Share] = (0.0, 0.0, 1.0, 1.0)  # as `roi`; a box centred outside it is none
+
+
+class FusionRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """With triggers: which cameras look at one part. The worst of what they say is the verdict."""
+
+    cameras: list[str] = []  # ids; empty: all of the station
+    optional: list[str] = []  # of these: without a frame of theirs a part may pass all the same
 
 
 class AnomalyRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -70,20 +82,33 @@ class Recipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     """One product's recipe."""
 
     name: str = "default"
+    number: Annotated[int, Meta(ge=0, le=65535)] = 0  # by which a PLC names it; 0: by none
+    part_numbers: list[str] = []  # by which a request names it
+    takt_time_ms: Annotated[float, Meta(gt=0, le=3_600_000)] | None = None  # a part comes so often
+    answer_ms: Annotated[float, Meta(gt=0, le=3_600_000)] | None = None  # trigger to answer; None: the takt time
     gate: GateRecipe = GateRecipe()
     detect: DetectRecipe = DetectRecipe()
     anomaly: AnomalyRecipe = AnomalyRecipe()
     drift: DriftRecipe = DriftRecipe()
+    fusion: FusionRecipe = FusionRecipe()
+
+    @property
+    def budget_ms(self) -> float | None:
+        """Trigger to answer at most; None: there is no deadline."""
+        return self.answer_ms if self.answer_ms is not None else self.takt_time_ms
 
 
-def _roi_in_frame(roi: Sequence[float]) -> str | None:
-    x, y, width, height = roi
-    if width <= 0 or height <= 0:
-        return "roi has no area: its width and height must be above 0"
-    # Shares such as 0.1 + 0.9 may come out a hair over 1.
-    if x + width > 1 + 1e-6 or y + height > 1 + 1e-6:
-        return f"roi {list(roi)} reaches out of the frame: x + width and y + height must be at most 1"
-    return None
+def _in_frame(key: str) -> Callable[[Sequence[float]], str | None]:
+    def problem(area: Sequence[float]) -> str | None:
+        x, y, width, height = area
+        if width <= 0 or height <= 0:
+            return f"{key} has no area: its width and height must be above 0"
+        # Shares such as 0.1 + 0.9 may come out a hair over 1.
+        if x + width > 1 + 1e-6 or y + height > 1 + 1e-6:
+            return f"{key} {list(area)} reaches out of the frame: x + width and y + height must be at most 1"
+        return None
+
+    return problem
 
 
 def _brightness_in_order(low: float, high: float) -> str | None:
@@ -102,25 +127,42 @@ def _review_in_order(review: float, threshold: float) -> str | None:
     return f"review ({review:g}) is above threshold ({threshold:g}): set review to at most {threshold:g}"
 
 
-def _known_classes(classes: Sequence[str]) -> Callable[[Mapping[str, Any]], str | None]:
-    def problem(class_threshold: Mapping[str, Any]) -> str | None:
-        unknown = [name for name in class_threshold if name not in classes]
+def _known_classes(key: str, classes: Sequence[str]) -> Callable[[Iterable[str]], str | None]:
+    def problem(named: Iterable[str]) -> str | None:
+        unknown = [name for name in named if name not in classes]
         hints = [f"`{name}` is no class of this bundle, {settings.did_you_mean(name, classes)}" for name in unknown]
-        return "class_threshold: " + "; ".join(hints) if hints else None
+        return f"{key}: " + "; ".join(hints) if hints else None
 
     return problem
 
 
+def _budget_in_takt(takt_time_ms: float | None, answer_ms: float | None) -> str | None:
+    if takt_time_ms is None or answer_ms is None or answer_ms <= takt_time_ms * MOST_TAKTS:
+        return None
+    return f"answer_ms ({answer_ms:g}) is more than {MOST_TAKTS} takt times ({takt_time_ms:g}): parts would pile up"
+
+
+def _optional_look(cameras: Sequence[str], optional: Sequence[str]) -> str | None:
+    strange = [name for name in optional if cameras and name not in cameras]
+    return f"optional: {', '.join(strange)} is not among cameras: add it there or leave it out" if strange else None
+
+
 def _rules(classes: Sequence[str] | None) -> settings.Rules:
-    detect = [Rule(("review", "threshold"), _review_in_order)]
+    detect = [Rule(("review", "threshold"), _review_in_order), Rule(("region",), _in_frame("region"))]
     if classes is not None:
-        detect.append(Rule(("class_threshold",), _known_classes(classes)))
+        detect.append(Rule(("class_threshold",), _known_classes("class_threshold", classes)))
+        detect.append(Rule(("classes",), _known_classes("classes", classes)))
     gate = (
-        Rule(("roi",), _roi_in_frame),
+        Rule(("roi",), _in_frame("roi")),
         Rule(("brightness_min", "brightness_max"), _brightness_in_order),
         Rule(("classifier_limit",), _known_causes),
     )
-    return {GateRecipe: gate, DetectRecipe: tuple(detect)}
+    return {
+        GateRecipe: gate,
+        DetectRecipe: tuple(detect),
+        FusionRecipe: (Rule(("cameras", "optional"), _optional_look),),
+        Recipe: (Rule(("takt_time_ms", "answer_ms"), _budget_in_takt),),
+    }
 
 
 def load(path: Path, classes: Sequence[str] | None = None) -> Recipe:

@@ -183,14 +183,16 @@ DEFAULT = re.compile(r"^# (?=[a-z_0-9]+ = )", re.MULTILINE)
 EXAMPLE = re.compile(r"^#- ", re.MULTILINE)
 LINE = re.compile(r"(?P<mark># |#- |)(?P<key>[a-z_0-9]+) = .*")
 KINDS = {"folder": FolderCamera, "opencv": OpenCvCamera, "pipe": PipeCamera, "simulated": SimulatedCamera}
+LISTED_OR_OPTIONAL = {"plc": config.Plc, "output": config.Output, "challenge": config.Challenge}
 TABLES = {f.name: f.type for f in msgspec.structs.fields(Config) if f.name != "camera"}
+TABLES |= LISTED_OR_OPTIONAL | {"challenge.master": config.Master}
 
 
 def lines_of_the_sample() -> Iterator[tuple[type[msgspec.Struct], str, str, Any]]:
     """Struct, mark (`# `, `#- ` or nothing), key and value of each line that sets something."""
     struct: type[msgspec.Struct] = Config
     for line in config.sample().splitlines():
-        if header := re.match(r"(?:#- )?\[+(\w+)\]+", line):
+        if header := re.match(r"(?:#- )?\[+([\w.]+)\]+", line):
             struct = TABLES.get(header[1], config.CameraBase)
         elif kind := re.match(r'(?:#- )?source = "(\w+)"', line):
             struct = KINDS[kind[1]]
@@ -221,12 +223,14 @@ def test_the_sample_names_every_key() -> None:
     for struct in [*TABLES.values(), *KINDS.values()]:
         for field in msgspec.structs.fields(struct):
             here = struct if field.name not in base else SimulatedCamera  # explained once, at the first camera
-            assert field.name == "id" or (here, field.name) in named, f"{struct.__name__}.{field.name}"
+            elsewhere = field.name in ("id", "master")  # an id is always there; masters have tables of their own
+            assert elsewhere or (here, field.name) in named, f"{struct.__name__}.{field.name}"
 
 
 def test_the_sample_loads_with_everything_uncommented(tmp_path: Path) -> None:
     data = settings.parse_toml(DEFAULT.sub("", EXAMPLE.sub("", config.sample())).encode(), "sample")
     del data["mqtt"]["password"]  # given together with password_file, as the two ways to say it
+    del data["output"][0]["delay_counts"], data["output"][0]["port"]  # one delay; a port is for relays
     data["mqtt"]["tls"] = True  # the example's certificates want it
     path = tmp_path / "edge.toml"
     path.write_text(tomli_w.dumps(data))
