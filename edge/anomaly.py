@@ -138,6 +138,10 @@ class AnomalyJudge:
         self.settings = settings
         self._limit = settings.threshold if limit is None else limit
 
+    def under(self, limit: float | None) -> AnomalyJudge:
+        """The same network by another recipe's limit."""
+        return AnomalyJudge(self._predictor, self.settings, limit)
+
     def judge(self, features: Float) -> Scores:
         """Anomaly score and map of one part.
 

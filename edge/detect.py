@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,17 @@ class Detector:
         self._spec = spec
         self._settings = settings
         self._tensor = np.empty((1, spec.channels, spec.height, spec.width), np.float32)
+
+    @property
+    def settings(self) -> DetectSettings:
+        """How it chooses boxes."""
+        return self._settings
+
+    def under(self, settings: DetectSettings) -> Detector:
+        """The same network, and the same memory for its input, by other settings."""
+        other = copy.copy(self)
+        other._settings = settings
+        return other
 
     def detect(self, image: Image, lap: Callable[[str], None] = lambda _stage: None) -> Detections:
         """Detections in pixels of `image`, most confident first: `look` for those who need no more."""

@@ -1,13 +1,14 @@
 """What the daemon says over MQTT: topics and versioned payloads. This file is the public contract.
 
-Payloads are JSON. Those that go through the outbox (`result`, `reject`, `alarm`) carry the gap-free `seq` of this
-node, which goes on over restarts: a reader that holds every number from its first to its last has them all. Those
-that are only about now (`state`, `info`, `health`, camera `state` and `drift`, `response`) count from 1 on each topic
-at each start.
+Payloads are JSON. Those that go through the outbox (`result`, `part`, `reject`, `alarm`) carry the gap-free `seq` of
+this node, which goes on over restarts: a reader that holds every number from its first to its last has them all. Those
+that are only about now (`state`, `info`, `health`, `ledger`, `line`, camera `state` and `drift`, `response`) count from
+1 on each topic at each start.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -16,7 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from edge.drift.report import Moved
-from edge.records import Inspection, VerdictKind
+from edge.part import Pairing, Part
+from edge.records import Inspection, Reason, VerdictKind
 
 Ms = Annotated[float, Meta(description="milliseconds")]
 
@@ -94,6 +96,72 @@ class StageTimes(msgspec.Struct, kw_only=True, frozen=True):
     max: Ms
 
 
+class AnswerTimes(msgspec.Struct, kw_only=True, frozen=True):
+    """From the last byte of a trigger read to the last byte of its answer written."""
+
+    n: int
+    p50: Ms
+    p99: Ms
+    p999: Ms
+    max: Ms
+
+
+class LinkCounts(msgspec.Struct, kw_only=True, frozen=True):
+    """The serial link to the PLC, since the start."""
+
+    state: str  # connected, reconnecting, silent
+    detail: str
+    reopened: int
+    answered: int
+    overruns: int
+    late: int  # an OK that was ready and could not be said in time
+    unacknowledged: int
+    garbage: int  # lines or frames thrown away
+
+
+class EvidenceCounts(msgspec.Struct, kw_only=True, frozen=True):
+    """Pictures kept on this box."""
+
+    files: int  # parts held
+    bytes: int
+    written: int
+    evicted: dict[str, int]  # by outcome, least valuable first
+    dropped: int  # the writer could not keep up
+    failed: int  # the disk did not take them
+
+
+class GenealogyCounts(msgspec.Struct, kw_only=True, frozen=True):
+    """The chain of rows; whoever keeps `head` can prove later that nothing was cut off."""
+
+    rows: int
+    head: str
+    bytes: int
+    failed: int
+
+
+class RecorderCounts(msgspec.Struct, kw_only=True, frozen=True):
+    """The last minutes, for an incident."""
+
+    frames: int
+    bytes: int
+    reaches_s: float  # so far back
+    dropped: int
+    failed: int
+
+
+class LineHealth(msgspec.Struct, kw_only=True, frozen=True):
+    """A station that a PLC triggers."""
+
+    recipe: str
+    answers: AnswerTimes | None  # of the whole run; None before the first
+    recent: AnswerTimes | None  # since the last health message
+    link: LinkCounts
+    no_frame: dict[str, int]  # camera -> triggers that had no frame of it
+    unused: dict[str, int]  # camera -> frames that belonged to no trigger
+    frame_p999_ms: Ms  # what admission reckons with for one frame
+    settle_p999_ms: Ms  # and for all that comes after the last one
+
+
 class Health(Envelope, kw_only=True, frozen=True):
     """On `health`, every `publish.health_s` seconds."""
 
@@ -107,6 +175,41 @@ class Health(Envelope, kw_only=True, frozen=True):
     outbox: OutboxCounts
     stages: dict[str, StageTimes]
     live_dropped: int  # live messages not sent because there was no connection
+    line: LineHealth | None = None
+    evidence: EvidenceCounts | None = None
+    genealogy: GenealogyCounts | None = None
+    recorder: RecorderCounts | None = None
+
+
+class Books(Envelope, kw_only=True, frozen=True):
+    """Retained on `ledger`, within a second of each change: every trigger is a verdict or a named loss."""
+
+    schema: str = "edge.ledger.v1"
+    ledger: LedgerCounts
+    in_flight: int
+    balanced: bool
+
+
+class MasterState(msgspec.Struct, kw_only=True, frozen=True):
+    """One known-bad part of the challenge."""
+
+    serial: str
+    standing: str  # found, due, missed
+    found_ts: float  # 0: never
+
+
+class LineState(Envelope, kw_only=True, frozen=True):
+    """Retained on `line`: what the station shows to its PLC."""
+
+    schema: str = "edge.line.v1"
+    ready: bool
+    error: str  # what keeps parts from passing, "" for nothing
+    recipe: str
+    recipe_number: int
+    link: str  # connected, reconnecting, silent
+    detail: str
+    masters: list[MasterState]
+    challenge_due_s: float | None  # negative: overdue; None: there is no challenge
 
 
 class CameraState(Envelope, kw_only=True, frozen=True):
@@ -155,6 +258,47 @@ class Result(Envelope, kw_only=True, frozen=True):
     bundle_digest: str
     latency_ms: Ms  # from the frame in memory to the verdict, before it is made durable
     stage_ms: dict[str, float]
+    evidence: str = ""  # folder on the node with its pictures, "" when none is kept
+
+
+class Look(msgspec.Struct, kw_only=True, frozen=True):
+    """What one camera showed of a part."""
+
+    camera: str
+    frame: int
+    name: str
+    captured_ts: float
+    verdict: str
+    cause: str | None  # of a RETAKE
+    detections: list[Box]
+    sharpness: float
+    brightness: float
+    anomaly: float | None
+    anomaly_limit: float | None
+    offset_ms: Ms  # the frame was taken so long after it was wanted; negative: before
+    uncertainty_ms: Ms
+    stage_ms: dict[str, float]
+
+
+class PartResult(Envelope, kw_only=True, frozen=True):
+    """On `part`: one a trigger that was accepted, whatever became of it."""
+
+    schema: str = "edge.part.v1"
+    part: int  # the result id of the answer; goes on over restarts
+    serial: str
+    trigger: int  # as the PLC counts them
+    encoder: int | None
+    triggered_ts: float
+    recipe: str
+    recipe_hash: str
+    outcome: str  # OK, NG, REVIEW, RETAKE or the name of a loss
+    say: str  # what the PLC was told
+    reasons: list[Why]
+    looks: list[Look]
+    missing: dict[str, str]  # camera -> why there was no frame of it
+    evidence: str
+    bundle_digest: str
+    latency_ms: Ms  # from the trigger to the verdict, before it is made durable
 
 
 class Reject(Envelope, kw_only=True, frozen=True):
@@ -216,8 +360,24 @@ class Request(msgspec.Struct, kw_only=True, frozen=True):
     transaction: str
 
 
+class RecipeRequest(Request, kw_only=True, frozen=True):
+    """On `request/recipe`: judge by another recipe from the next trigger on. By its number, name or a part number."""
+
+    recipe: int | str
+
+
+class OverrideRequest(Request, kw_only=True, frozen=True):
+    """On `request/override`: a person judges a part anew; it becomes a row of the genealogy."""
+
+    part: int
+    verdict: str  # OK, NG
+    operator: str
+    reason: str
+
+
 PAYLOADS: tuple[type[msgspec.Struct], ...] = (
-    State, Info, Health, CameraState, Result, Reject, Alarm, Drift, Response, Request,
+    State, Info, Health, Books, CameraState, LineState, Result, PartResult, Reject, Alarm, Drift, Response, Request,
+    RecipeRequest, OverrideRequest,
 )  # fmt: skip
 
 
@@ -248,6 +408,18 @@ class Topics:
     @property
     def health(self) -> str:
         return self._at("health")
+
+    @property
+    def ledger(self) -> str:
+        return self._at("ledger")
+
+    @property
+    def line_state(self) -> str:
+        return self._at("line")
+
+    @property
+    def part(self) -> str:
+        return self._at("part")
 
     def camera(self, camera: str, what: str) -> str:
         """`what` is state, result, reject, image or drift."""
@@ -297,6 +469,53 @@ def result_of(
         anomaly_limit=_rounded(inspection.scores.anomaly_limit),
         bundle_digest=bundle_digest,
         latency_ms=round(latency_ms, 3),
+        stage_ms={stage: round(ms, 3) for stage, ms in inspection.stage_ms.items()},
+    )
+
+
+def part_result_of(
+    part: Part, evidence: str, classes: Sequence[str], shown_from: float, bundle_digest: str, latency_ms: float
+) -> PartResult:
+    """The message of a part that was triggered; `shown_from` is the least confidence of a box that is told."""
+    trigger = part.trigger
+    if trigger is None:
+        raise ValueError(f"part {part.number} was not triggered: its frame has a result of its own")
+    reasons = part.verdict.reasons if part.verdict is not None else (Reason(part.reason, part.detail),)
+    return PartResult(
+        part=part.number,
+        serial=part.serial,
+        trigger=trigger.number,
+        encoder=trigger.encoder,
+        triggered_ts=trigger.at_ts,
+        recipe=part.recipe,
+        recipe_hash=part.recipe_hash,
+        outcome=part.outcome,
+        say=part.say.value,
+        reasons=[Why(code=r.code, text=r.text) for r in reasons],
+        looks=[_look(x, part.pairings.get(x.frame.camera), classes, shown_from) for x in part.inspections],
+        missing=dict(part.missing),
+        evidence=evidence,
+        bundle_digest=bundle_digest,
+        latency_ms=round(latency_ms, 3),
+    )
+
+
+def _look(inspection: Inspection, pairing: Pairing | None, classes: Sequence[str], shown_from: float) -> Look:
+    frame, gate, scores = inspection.frame, inspection.gate, inspection.scores
+    return Look(
+        camera=frame.camera,
+        frame=frame.number,
+        name=frame.name,
+        captured_ts=frame.captured_ts,
+        verdict=inspection.verdict.kind.value,
+        cause=gate.cause.value if gate.cause else None,
+        detections=boxes(inspection, classes, shown_from),
+        sharpness=round(gate.sharpness, 2),
+        brightness=round(gate.brightness, 2),
+        anomaly=_rounded(scores.anomaly),
+        anomaly_limit=_rounded(scores.anomaly_limit),
+        offset_ms=round(pairing.offset_ms, 3) if pairing else 0.0,
+        uncertainty_ms=round(pairing.uncertainty_ms, 3) if pairing else 0.0,
         stage_ms={stage: round(ms, 3) for stage, ms in inspection.stage_ms.items()},
     )
 
@@ -353,11 +572,13 @@ def _printable(value: Any) -> Any:
 def payload_name(payload: type[msgspec.Struct]) -> str:
     """The name and version of a payload, as its `schema` field says it.
 
-    >>> payload_name(Result), payload_name(Request)
-    ('edge.result.v1', 'edge.request.v1')
+    >>> payload_name(Result), payload_name(RecipeRequest)
+    ('edge.result.v1', 'edge.recipe_request.v1')
     """
     fields = {field.name: field for field in msgspec.structs.fields(payload)}
-    return str(fields["schema"].default) if "schema" in fields else f"edge.{payload.__name__.lower()}.v1"
+    if "schema" in fields:
+        return str(fields["schema"].default)
+    return f"edge.{re.sub('(?<!^)(?=[A-Z])', '_', payload.__name__).lower()}.v1"
 
 
 def json_schemas() -> dict[str, bytes]:

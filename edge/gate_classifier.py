@@ -222,6 +222,10 @@ class GateClassifier:
         self._limits = {**settings.limits, **recipe.classifier_limit}
         self._tensor = np.empty(SHAPE, np.float32)
 
+    def under(self, recipe: GateRecipe) -> GateClassifier:
+        """The same network by another recipe."""
+        return GateClassifier(self._predictor, self._settings, recipe)
+
     def judge(self, image: Image, cheap: GateResult) -> GateResult:
         """`cheap` as it is where that decides (see `edge.gate.undecided`); else the classifier's own judgement.
 

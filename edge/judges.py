@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edge import anomaly, gate_classifier, loading
@@ -35,6 +37,28 @@ class Judges:
     drift: DriftSettings | None = None
     autoencoder: Predictor | None = None
 
+    def under(self, recipe: Recipe) -> Judges:
+        """The same networks as another recipe of the product wants them."""
+        gate = self.gate if recipe.gate.classifier != "never" else None
+        foreign = self.anomaly if recipe.anomaly.use else None
+        return replace(
+            self,
+            gate=gate.under(recipe.gate) if gate is not None else None,
+            anomaly=foreign.under(recipe.anomaly.review) if foreign is not None else None,
+        )
+
+
+def all_wanted(recipes: Sequence[Recipe]) -> Recipe:
+    """A recipe that wants every judge that one of these wants: what has to be loaded for all of them."""
+    first = recipes[0]
+    classifier = next((r.gate.classifier for r in recipes if r.gate.classifier != "never"), "never")
+    return msgspec.structs.replace(
+        first,
+        gate=msgspec.structs.replace(first.gate, classifier=classifier),
+        anomaly=msgspec.structs.replace(first.anomaly, use=any(r.anomaly.use for r in recipes)),
+        drift=msgspec.structs.replace(first.drift, use=any(r.drift.use for r in recipes)),
+    )
+
 
 def open_judges(
     folder: Path, manifest: Manifest, recipe: Recipe, runtime: Runtime, trial_marks: Path | None = None
@@ -50,9 +74,7 @@ def open_judges(
     def network(name: JudgeName) -> Predictor:
         return loading.open_judge(folder, manifest, name, runtime, trial_marks)
 
-    if not manifest.classes and not recipe.anomaly.use:  # every part would be OK
-        problem = "anomaly.use: false, and the bundle has no classes: nothing would ever be found; set it to true"
-        raise ConfigError(f"the recipe {recipe.name}", [problem])
+    check_wanted(manifest, recipe)
     classifier = foreign = drift = autoencoder = None
     if "gate" in manifest.judges and recipe.gate.classifier != "never":
         settings = gate_classifier.read_settings(*_settings(folder, manifest, "gate"))
@@ -66,6 +88,17 @@ def open_judges(
     judges = Judges(classifier, foreign, drift, autoencoder)
     _try_on_grey(judges, manifest)
     return judges
+
+
+def check_wanted(manifest: Manifest, recipe: Recipe) -> None:
+    """Whether something of the bundle would judge parts by this recipe.
+
+    Raises:
+        ConfigError: nothing would, and every part would be OK.
+    """
+    if not manifest.classes and not recipe.anomaly.use:
+        problem = "anomaly.use: false, and the bundle has no classes: nothing would ever be found; set it to true"
+        raise ConfigError(f"the recipe {recipe.name}", [problem])
 
 
 def _try_on_grey(judges: Judges, manifest: Manifest) -> None:

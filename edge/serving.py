@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edge import loading
-from edge import recipe as recipes
+from edge import recipe as recipe_files
+from edge import recipes as recipe_sets
 from edge.align import Aligner
 from edge.bundle import manifest as manifests
 from edge.bundle.manifest import Artifact, Manifest
 from edge.config import Runtime
 from edge.detect import Detector, DetectSettings
 from edge.errors import BundleError
-from edge.judges import Judges, open_judges
+from edge.judges import Judges, all_wanted, check_wanted, open_judges
 from edge.pipeline import Pipeline
 from edge.predictor import Predictor, installed_runtimes
 from edge.preprocess import InputSpec
 from edge.recipe import DetectRecipe, Recipe
+from edge.recipes import RecipeSet
 
 # What offline commands report, whatever the recipe says: whoever measures accuracy needs the whole curve.
 EVERYTHING = 0.01
@@ -37,15 +40,22 @@ class Product:
     predictor: Predictor
     detector: Detector
     digest: str
-    judges: Judges
+    judges: Judges  # as all recipes together want them
+    recipes: RecipeSet
     wanted_providers: tuple[str, ...] = ()
 
     def pipeline(self, clock_ns: Callable[[], int]) -> Pipeline:
         """The inspection path of this product, with all its judges."""
-        judges = self.judges
-        return Pipeline(
-            self.detector, self.recipe, self.classes, clock_ns, classifier=judges.gate, anomaly=judges.anomaly
-        )
+        return self._pipeline(self.detector, self.recipe, clock_ns)
+
+    def pipeline_of(self, recipe: Recipe, clock_ns: Callable[[], int]) -> Pipeline:
+        """The inspection path by another recipe of this product's set; the networks are shared."""
+        settings = replace(self.detector.settings, **_limits_of(recipe.detect))
+        return self._pipeline(self.detector.under(settings), recipe, clock_ns)
+
+    def _pipeline(self, detector: Detector, recipe: Recipe, clock_ns: Callable[[], int]) -> Pipeline:
+        judges = self.judges.under(recipe)
+        return Pipeline(detector, recipe, self.classes, clock_ns, classifier=judges.gate, anomaly=judges.anomaly)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -96,6 +106,8 @@ def open_product(
     runtime: Runtime,
     *,
     recipe_file: Path | None = None,
+    recipe_folder: Path | None = None,
+    cameras: Sequence[str] = (),
     min_confidence: float | None = None,
     trial_marks: Path | None = None,
 ) -> Product:
@@ -105,6 +117,7 @@ def open_product(
         folder: the bundle.
         runtime: which runtime and precision are wanted.
         recipe_file: a recipe instead of the bundle's own.
+        recipe_folder: a set of recipes instead of one. cameras: of the station, which recipes may name.
         min_confidence: least confidence of a detection; None keeps those that can change a verdict.
         trial_marks: folder that remembers which models passed their trial here, and what an execution provider
             compiled, so that a restart is quicker.
@@ -116,7 +129,14 @@ def open_product(
     """
     manifest = manifests.read(folder)
     artifact = loading.chosen(manifest, runtime)
-    recipe = recipes.load(recipe_file or folder / manifest.recipe, classes=manifest.classes)
+    if recipe_folder is not None:
+        recipes = recipe_sets.load_set(recipe_folder, manifest.classes, cameras)
+    else:
+        alone = recipe_files.load(recipe_file or folder / manifest.recipe, classes=manifest.classes)
+        recipes = recipe_sets.set_of_one(alone, cameras) if cameras else RecipeSet((alone,))
+    for each in recipes.recipes:
+        check_wanted(manifest, each)
+    recipe = recipes.recipes[0]
     spec = input_spec(manifest)
     digest = manifests.digest(manifest)
     shape = (1, spec.channels, spec.height, spec.width)
@@ -124,15 +144,22 @@ def open_product(
     _check_outputs(predictor, manifest, spec)
     settings = DetectSettings(
         strides=tuple(manifest.strides),
-        min_confidence=decisive_confidence(recipe.detect) if min_confidence is None else min_confidence,
-        nms_iou=recipe.detect.nms_iou,
-        max_detections=recipe.detect.max_detections,
+        **_limits_of(recipe.detect, min_confidence),
     )
-    judges = open_judges(folder, manifest, recipe, runtime, trial_marks)
+    judges = open_judges(folder, manifest, all_wanted(recipes.recipes), runtime, trial_marks)
     align = judges.anomaly.settings.align if judges.anomaly is not None else None
     detector = Detector(predictor, spec, settings, Aligner(align) if align is not None else None)
     providers = tuple(loading.providers_of(artifact, runtime))
-    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, judges, providers)
+    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, judges, recipes, providers)
+
+
+def _limits_of(recipe: DetectRecipe, min_confidence: float | None = None) -> dict[str, Any]:
+    """What the detector takes from a recipe."""
+    return {
+        "min_confidence": decisive_confidence(recipe) if min_confidence is None else min_confidence,
+        "nms_iou": recipe.nms_iou,
+        "max_detections": recipe.max_detections,
+    }
 
 
 def _check_outputs(predictor: Predictor, manifest: Manifest, spec: InputSpec) -> None:

@@ -19,6 +19,7 @@ from edge.event import Topics
 GOLDEN = Path(__file__).parent / "golden"
 HEAD = {"id": "b00t-o-7", "seq": 7, "boot": "b00t", "ts": 1790000000.25, "mono_ns": 123456789, "clock_ok": True}
 COUNTS = event.LedgerCounts(triggers=3, verdicts={"OK": 1, "NG": 1}, losses={"overrun": 1})
+TIMES = event.AnswerTimes(n=3, p50=50.0, p99=60.5, p999=61.0, max=61.25)
 
 SAMPLES: dict[str, msgspec.Struct] = {
     "edge.state.v1": event.State(**HEAD, state="running"),
@@ -47,6 +48,33 @@ SAMPLES: dict[str, msgspec.Struct] = {
         ),
         stages={"detect": event.StageTimes(p50=40.0, p99=44.5, max=50.25)},
         live_dropped=2,
+        line=event.LineHealth(
+            recipe="pcb-a",
+            answers=TIMES,
+            recent=None,
+            link=event.LinkCounts(
+                state="connected", detail="", reopened=1, answered=3, overruns=1, late=0, unacknowledged=0, garbage=2
+            ),
+            no_frame={"cam1": 1},
+            unused={"cam1": 7},
+            frame_p999_ms=45.5,
+            settle_p999_ms=4.25,
+        ),
+        evidence=event.EvidenceCounts(files=4, bytes=9000, written=5, evicted={"OK": 1}, dropped=0, failed=0),
+        genealogy=event.GenealogyCounts(rows=9, head="ab" * 32, bytes=4096, failed=0),
+        recorder=event.RecorderCounts(frames=9, bytes=9000, reaches_s=599.5, dropped=0, failed=0),
+    ),
+    "edge.ledger.v1": event.Books(**HEAD, ledger=COUNTS, in_flight=0, balanced=True),
+    "edge.line.v1": event.LineState(
+        **HEAD,
+        ready=True,
+        error="challenge.overdue",
+        recipe="pcb-a",
+        recipe_number=3,
+        link="connected",
+        detail="",
+        masters=[event.MasterState(serial="MASTER-1", standing="due", found_ts=1790000000.0)],
+        challenge_due_s=-12.5,
     ),
     "edge.camera_state.v1": event.CameraState(
         **HEAD, camera="cam1", state="streaming", detail="", frames=12, reopened=1
@@ -68,6 +96,41 @@ SAMPLES: dict[str, msgspec.Struct] = {
         bundle_digest="sha256:00ff",
         latency_ms=51.25,
         stage_ms={"gate": 1.5, "detect": 40.25},
+    ),
+    "edge.part.v1": event.PartResult(
+        **HEAD,
+        part=4,
+        serial="SN4711",
+        trigger=17,
+        encoder=123456,
+        triggered_ts=1790000000.0,
+        recipe="pcb-a",
+        recipe_hash="00ff" * 16,
+        outcome="NG",
+        say="NG",
+        reasons=[event.Why(code="defect.open", text="cam1: open 0.97 at 10,20 size 20x20 px")],
+        looks=[
+            event.Look(
+                camera="cam1",
+                frame=12,
+                name="",
+                captured_ts=1790000000.125,
+                verdict="NG",
+                cause=None,
+                detections=[event.Box(xyxy=[10.0, 20.5, 30.0, 40.5], class_name="open", confidence=0.9731)],
+                sharpness=812.25,
+                brightness=127.5,
+                anomaly=None,
+                anomaly_limit=None,
+                offset_ms=-1.5,
+                uncertainty_ms=16.75,
+                stage_ms={"gate": 1.5, "detect": 40.25},
+            )
+        ],
+        missing={"cam2": "no frame within 50 ms"},
+        evidence="2026-11-27/NG/000004-SN4711",
+        bundle_digest="sha256:00ff",
+        latency_ms=61.5,
     ),
     "edge.reject.v1": event.Reject(
         **HEAD,
@@ -116,6 +179,10 @@ SAMPLES: dict[str, msgspec.Struct] = {
     ),
     "edge.response.v1": event.Response(**HEAD, transaction="t-1", ok=True, text="running", data={"depth": "0"}),
     "edge.request.v1": event.Request(transaction="t-1"),
+    "edge.recipe_request.v1": event.RecipeRequest(transaction="t-2", recipe="A-77"),
+    "edge.override_request.v1": event.OverrideRequest(
+        transaction="t-3", part=4, verdict="OK", operator="mk", reason="scratch on the fixture"
+    ),
 }
 BY_NAME = {event.payload_name(payload): payload for payload in event.PAYLOADS}
 
@@ -165,6 +232,9 @@ def test_topics_are_distinct_and_below_the_node() -> None:
         topics.state,
         topics.info,
         topics.health,
+        topics.ledger,
+        topics.line_state,
+        topics.part,
         *(topics.camera("cam1", what) for what in ("state", "result", "reject", "image", "drift")),
         topics.alarm("blur"),
         topics.request("status"),
