@@ -50,8 +50,16 @@ class OutboxError(EdgeError):
     """The outbox cannot store a message durably (disk full, read-only, unreadable file)."""
 
 
+class GenealogyError(EdgeError):
+    """The genealogy cannot be opened, read or written."""
+
+
 class PublishError(EdgeError):
     """The MQTT session cannot be set up as configured (unreadable certificate, refused password)."""
+
+
+class PlcError(EdgeError):
+    """A serial port that cannot be opened or no longer works; the link closes it and opens it again."""
 
 
 class UsageError(EdgeError):
