@@ -14,6 +14,7 @@ HAS_PADDLE_LITE = "platform_system == 'Linux' and platform_machine == 'x86_64' a
 LACKS_PADDLE_LITE = "platform_system != 'Linux' or platform_machine != 'x86_64' or python_version >= '3.11'"
 ONNX = "onnxruntime>=1.17,<2"
 VIEW = ["rich>=13"]
+PARQUET = ["pyarrow>=16"]
 PLC = ["pyserial>=3.5,<4"]
 CHART = ["matplotlib"]
 
@@ -42,6 +43,7 @@ setup(
     extras_require={
         "chart": CHART,  # `edge replay --chart`
         "onnx": [ONNX],
+        "parquet": PARQUET,  # `edge audit export --out FILE.parquet`
         "plc": PLC,
         "view": VIEW,
         "demo": ["amqtt>=0.11,<0.13", *VIEW],
@@ -73,6 +75,7 @@ setup(
             "ruff",
             "mypy",
             "types-pyserial",
+            *PARQUET,
             *PLC,
         ],
     },
