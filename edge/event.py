@@ -449,7 +449,13 @@ def boxes(inspection: Inspection, classes: Sequence[str], min_confidence: float)
 
 
 def result_of(
-    inspection: Inspection, part: int, classes: Sequence[str], shown_from: float, bundle_digest: str, latency_ms: float
+    inspection: Inspection,
+    part: int,
+    classes: Sequence[str],
+    shown_from: float,
+    bundle_digest: str,
+    latency_ms: float,
+    evidence: str = "",
 ) -> Result:
     """The result message of one inspection; `shown_from` is the least confidence of a box that is told."""
     frame, gate, verdict = inspection.frame, inspection.gate, inspection.verdict
@@ -470,6 +476,7 @@ def result_of(
         bundle_digest=bundle_digest,
         latency_ms=round(latency_ms, 3),
         stage_ms={stage: round(ms, 3) for stage, ms in inspection.stage_ms.items()},
+        evidence=evidence,
     )
 
 

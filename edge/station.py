@@ -1,14 +1,14 @@
-"""One inspection station: takes what the cameras delivered, and settles each trigger exactly once.
+"""One inspection station: settles each trigger exactly once, in durable steps, and says how it is.
 
-Runs in the inspection thread. The outbox and the MQTT session come in through protocols.
+Runs in the inspection thread. What it is connected to comes in through protocols.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 from edge import event, ledger
 from edge.alarms import AlarmBoard, Streaks
@@ -16,13 +16,14 @@ from edge.annotate import annotate, to_jpeg
 from edge.capture.intake import Taken
 from edge.clock import Clock
 from edge.config import Publishing
-from edge.errors import EdgeError, ImageError, OutboxError
-from edge.event import Alarm, Drift, Envelope, Health, LedgerCounts, OutboxCounts, Topics
+from edge.errors import EdgeError, GenealogyError, ImageError, OutboxError
+from edge.event import Alarm, Health, LedgerCounts, LineHealth, Topics
 from edge.health import StageWindow, rss_bytes
 from edge.outbox import Draft, Kind
+from edge.part import Part
 from edge.pipeline import Pipeline
+from edge.ports import Kept, Store, Watch, Wire
 from edge.records import Frame, Inspection, Loss, VerdictKind
-from edge.stream_watch import Notice
 
 log = logging.getLogger(__name__)
 
@@ -33,51 +34,6 @@ FAULTS_BEFORE_RESTART = 10
 FRAMES_TO_TRUST = 20
 
 
-class Store(Protocol):
-    """The durable side: what `Outbox` gives the station."""
-
-    def add(self, drafts: Sequence[Draft], ledger: LedgerCounts, parts: int) -> list[int]:
-        """Make messages and ledger durable together; their seq numbers."""
-
-    def save_ledger(self, counts: LedgerCounts, parts: int) -> None:
-        """Make the ledger durable on its own."""
-
-    def counts(self) -> OutboxCounts:
-        """What the outbox holds and has done."""
-
-
-class Wire(Protocol):
-    """The live side: what `Publisher` gives the station. Never blocks, never raises."""
-
-    def live(self, topic: str, message: Envelope, retain: bool = False) -> None:
-        """Tell what is only about now."""
-
-    def live_bytes(self, topic: str, payload: bytes) -> bool:
-        """Send an image; False when there is no connection."""
-
-    def clear(self, topic: str) -> None:
-        """Take a retained message down."""
-
-    def connected(self) -> bool:
-        """Whether somebody would hear it."""
-
-    def live_dropped(self) -> int:
-        """Live messages that nobody heard."""
-
-
-class Watch(Protocol):
-    """What looks at the stream of frames after their verdicts: what `StreamWatch` gives the station."""
-
-    def look(self, inspection: Inspection) -> Sequence[Notice]:
-        """Take one judged frame; the alarms that begin or end."""
-
-    def messages(self) -> Sequence[Drift]:
-        """How each camera's stream stands."""
-
-    def save(self) -> None:
-        """Make the state durable."""
-
-
 @dataclass(frozen=True)
 class Serving:
     """What the station says of the product it serves."""
@@ -86,6 +42,19 @@ class Serving:
     shown_from: float
     bundle_digest: str
     foreign_from: float | None = None  # cells of the anomaly map are drawn from here on
+    recipe: str = "default"
+    recipe_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a frame has no inspection: the loss that its trigger ends as, and what happened."""
+
+    loss: Loss
+    text: str
+
+
+NOTHING_KEPT = Kept()
 
 
 class Station:
@@ -104,9 +73,11 @@ class Station:
         parts: int,
         captured: Callable[[], int],
         watch: Watch | None = None,
+        kept: Kept = NOTHING_KEPT,
     ) -> None:
         """`counts` and `parts` go on from the last run; `captured` counts triggers independently of the ledger."""
         self._watch = watch
+        self._kept = kept
         self._told_drift: dict[str, object] = {}
         self._pipeline = pipeline
         self._serving = serving
@@ -120,7 +91,7 @@ class Station:
         self._window = StageWindow()
         self._window_began_ns = self._started_ns = clock.mono_ns()
         self._image_due_ns: dict[str, int] = {}
-        self._faults_in_a_row = 0
+        self._faults_in_a_row, self._last_fault = 0, ""
         self._frames_since_fault: dict[str, int] = {}
         self._captured = captured
         self.counts = counts
@@ -135,19 +106,76 @@ class Station:
         self.lose(Loss.OVERRUN, taken.overruns)
         self.lose(Loss.CAPTURE_FAULT, taken.faults)
         if taken.faults:
-            self._frames_since_fault[taken.fault_camera] = 0
-            text = f"camera {taken.fault_camera}: {taken.fault_text}"
-            self.alarm(f"capture_{taken.fault_camera}", "warning", text, "Look at the file or the camera.")
+            self.capture_failed(taken.fault_camera, taken.fault_text)
         if taken.frame is None:
             return None
-        self._note_readable(taken.frame.camera)
-        inspection = self._inspect(taken.frame)
-        if inspection is None or not self._commit(inspection):
+        inspection = self.judge(taken.frame, self._pipeline)
+        if isinstance(inspection, Fault):
+            self.lose(inspection.loss, 1)
+            self.give_up_if_hopeless()
             return None
+        if not self._settle_frame(inspection):
+            return None
+        self.afterwards(inspection)
+        return inspection
+
+    def _settle_frame(self, inspection: Inspection) -> bool:
+        """On a line without triggers each frame is a part."""
+        serving, frame = self._serving, inspection.frame
+        latency_ms = (self._clock.mono_ns() - frame.captured_mono_ns) / 1e6
+        part = Part(
+            self.parts + 1, serving.recipe, serving.recipe_hash, None, (inspection,), inspection.verdict, None,
+            self._clock.ts(),
+        )  # fmt: skip
+
+        def drafts(evidence: str) -> list[Draft]:
+            shown, digest = serving.shown_from, serving.bundle_digest
+            result = event.result_of(inspection, part.number, serving.classes, shown, digest, latency_ms, evidence)
+            topic = self._topics.camera(frame.camera, "result")
+            return [Draft(topic, Kind.RESULT, False, result), *self._rejects(part)]
+
+        return self._commit(part, drafts, latency_ms)
+
+    def settle_part(self, part: Part, shown_from: float) -> bool:
+        """Settle a part that a trigger asked for, verdict or loss: row, message and ledger, all on the disk.
+
+        Args:
+            part: its number is one above `parts`.
+            shown_from: the least confidence of a box that its recipe shows.
+
+        Returns:
+            False when that could not be done: the trigger is then a `processing_fault`.
+        """
+        serving, trigger = self._serving, part.trigger
+        if trigger is None:
+            raise ValueError(f"part {part.number} has no trigger")
+        latency_ms = (self._clock.mono_ns() - trigger.at_mono_ns) / 1e6
+
+        def drafts(evidence: str) -> list[Draft]:
+            message = event.part_result_of(
+                part, evidence, serving.classes, shown_from, serving.bundle_digest, latency_ms
+            )
+            return [Draft(self._topics.part, Kind.RESULT, False, message), *self._rejects(part)]
+
+        return self._commit(part, drafts, latency_ms)
+
+    def _rejects(self, part: Part) -> list[Draft]:
+        refused = [x for x in part.inspections if x.verdict.kind is VerdictKind.RETAKE]
+        return [
+            Draft(self._topics.camera(x.frame.camera, "reject"), Kind.ALARM, False, event.reject_of(x, part.number))
+            for x in refused
+        ]
+
+    def capture_failed(self, camera: str, text: str) -> None:
+        """Tell that a frame was due and could not be read."""
+        self._frames_since_fault[camera] = 0
+        self.alarm(f"capture_{camera}", "warning", f"camera {camera}: {text}", "Look at the file or the camera.")
+
+    def afterwards(self, inspection: Inspection) -> None:
+        """What a frame is good for once its part is settled and answered."""
         self._watch_refusals(inspection)
         self._show(inspection)
         self._watch_stream(inspection)
-        return inspection
 
     def _note_readable(self, camera: str) -> None:
         """End a camera's capture alarm after a row of frames: one bad file in a loop is one alarm, not many."""
@@ -164,53 +192,81 @@ class Station:
         if n:
             self.counts = ledger.lost(self.counts, loss, n)
 
-    def _inspect(self, frame: Frame) -> Inspection | None:
+    def judge(self, frame: Frame, pipeline: Pipeline) -> Inspection | Fault:
+        """Judge one frame; a fault is told, and is not in the ledger yet."""
+        self._note_readable(frame.camera)
         try:
-            inspection = self._pipeline.inspect(frame)
+            inspection = pipeline.inspect(frame)
         except ImageError as error:
-            self.lose(Loss.CAPTURE_FAULT, 1)
             self.alarm(f"format_{frame.camera}", "error", f"camera {frame.camera}: {error}", "Set its pixel format.")
-            return None
+            return Fault(Loss.CAPTURE_FAULT, str(error))
         except Exception as error:
-            self.lose(Loss.PROCESSING_FAULT, 1)
             self._faults_in_a_row += 1
             text = str(error) if isinstance(error, EdgeError) else f"{type(error).__name__}: {error}"
             log.debug("inspection failed", exc_info=True)
             where = f"frame {frame.number} of {frame.camera}"
             self.alarm("inference", "error", f"{where}: {text}", "Restart the daemon; install the bundle again.")
-            if self._faults_in_a_row >= FAULTS_BEFORE_RESTART:
-                raise EdgeError(f"{self._faults_in_a_row} frames in a row could not be judged, last: {text}") from error
-            return None
+            self._last_fault = text
+            return Fault(Loss.PROCESSING_FAULT, text)
         self._faults_in_a_row = 0
         self.over("inference")
         self.over(f"format_{frame.camera}")
         return inspection
 
-    def _commit(self, inspection: Inspection) -> bool:
-        """Make verdict and ledger durable in one transaction; without that there is no verdict."""
-        frame = inspection.frame
-        decided_ns = self._clock.mono_ns()
-        latency_ms = (decided_ns - frame.captured_mono_ns) / 1e6
-        part = self.parts + 1
-        serving = self._serving
-        result = event.result_of(
-            inspection, part, serving.classes, serving.shown_from, serving.bundle_digest, latency_ms
-        )
-        drafts = [Draft(self._topics.camera(frame.camera, "result"), Kind.RESULT, False, result)]
-        if inspection.verdict.kind is VerdictKind.RETAKE:
-            reject = event.reject_of(inspection, part)
-            drafts.append(Draft(self._topics.camera(frame.camera, "reject"), Kind.ALARM, False, reject))
-        after = ledger.judged(self.counts, inspection.verdict.kind)
+    def give_up_if_hopeless(self) -> None:
+        """To be called when the trigger of a fault is settled.
+
+        Raises:
+            EdgeError: the model failed so often in a row that only a new process can help.
+        """
+        if (n := self._faults_in_a_row) >= FAULTS_BEFORE_RESTART:
+            raise EdgeError(f"{n} frames in a row could not be judged, last: {self._last_fault}")
+
+    def _commit(self, part: Part, drafts: Callable[[str], list[Draft]], latency_ms: float) -> bool:
+        """Make row, messages and ledger durable, in this order; without that there is no verdict.
+
+        The row is first: an OK on the wire has its row on the disk. A row whose ledger was not stored is void.
+        """
+        began_ns, kept = self._clock.mono_ns(), self._kept
+        kind = part.verdict.kind if part.verdict is not None else None
+        after = ledger.judged(self.counts, kind) if kind else ledger.lost(self.counts, _loss_of(part))
+        evidence = kept.pictures.keep(part) if kept.pictures is not None else ""
+        has_row = False
         try:
-            self._store.add(drafts, after, part)
-        except OutboxError as error:
+            if kept.rows is not None:
+                kept.rows.append_part(part, evidence)
+                has_row = True
+            self._store.add(drafts(evidence), after, part.number)
+        except (OutboxError, GenealogyError) as error:
             self.lose(Loss.PROCESSING_FAULT, 1)
-            self.alarm("outbox", "error", str(error), "Free space on the state disk or replace it.")
+            code = "outbox" if isinstance(error, OutboxError) else "genealogy"
+            self.alarm(code, "error", str(error), "Free space on the state disk or replace it.")
+            if has_row:
+                self.row("void", {"part": part.number, "why": "its message and ledger could not be stored"})
             return False
-        self.counts, self.parts = after, part
+        self.counts, self.parts = after, part.number
         self.over("outbox")
-        commit_ms = (self._clock.mono_ns() - decided_ns) / 1e6
-        self._window.add({**inspection.stage_ms, "commit": commit_ms, "latency": latency_ms})
+        self.over("genealogy")
+        if kept.recorder is not None:
+            kept.recorder.note_part(part)
+        commit_ms = (self._clock.mono_ns() - began_ns) / 1e6
+        for inspection in part.inspections:
+            self._window.add(inspection.stage_ms)
+        self._window.note("commit", commit_ms)
+        self._window.note("latency", latency_ms)
+        return True
+
+    def row(self, kind: str, body: Mapping[str, Any]) -> bool:
+        """A row of the genealogy that is no part; False when it could not be stored, which is told."""
+        if self._kept.recorder is not None:
+            self._kept.recorder.note_event(kind, body)
+        if self._kept.rows is None:
+            return False
+        try:
+            self._kept.rows.append(kind, body)
+        except GenealogyError as error:
+            self.alarm("genealogy", "error", str(error), "Free space on the state disk or replace it.")
+            return False
         return True
 
     def _watch_refusals(self, inspection: Inspection) -> None:
@@ -293,8 +349,21 @@ class Station:
             log.info("alarm %s is over", code)
             self._wire.clear(self._topics.alarm(code))
 
-    def health(self) -> Health:
+    def check_kept(self) -> None:
+        """Alarms of what is written beside the path, for as long as it stands."""
+        pictures, recorder = self._kept.pictures, self._kept.recorder
+        for code, problem in (
+            ("evidence", pictures.problem() if pictures is not None else ""),
+            ("recorder", recorder.problem() if recorder is not None else ""),
+        ):
+            if problem:
+                self.alarm(code, "warning", problem, "Parts are judged and answered all the same. Look at the disk.")
+            else:
+                self.over(code)
+
+    def health(self, line: LineHealth | None = None) -> Health:
         """How the station is, over the time since the last call."""
+        kept = self._kept
         now = self._clock.mono_ns()
         period_s = max((now - self._window_began_ns) / 1e9, 1e-9)
         in_flight = self._captured() - self.counts.triggers
@@ -308,6 +377,10 @@ class Station:
             outbox=self._store.counts(),
             stages=self._window.summary(),
             live_dropped=self._wire.live_dropped(),
+            line=line,
+            evidence=kept.pictures.counts() if kept.pictures is not None else None,
+            genealogy=kept.rows.counts() if kept.rows is not None else None,
+            recorder=kept.recorder.counts() if kept.recorder is not None else None,
         )
         self._window.reset()
         self._window_began_ns = now
@@ -319,3 +392,9 @@ class Station:
             self._store.save_ledger(self.counts, self.parts)
         except OutboxError as error:
             self.alarm("outbox", "error", str(error), "Free space on the state disk or replace it.")
+
+
+def _loss_of(part: Part) -> Loss:
+    if part.loss is None:
+        raise ValueError(f"part {part.number} has a verdict")
+    return part.loss

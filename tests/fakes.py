@@ -35,7 +35,7 @@ class FakeClock:
 
 
 class FakeWire:
-    """A live side that keeps what it is told. Implements `edge.station.Wire`."""
+    """A live side that keeps what it is told. Implements `edge.ports.Wire`."""
 
     def __init__(self, connected: bool = True) -> None:
         self.is_connected = connected

@@ -72,6 +72,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.line",
         "edge.line_bench",
         "edge.loading",
+        "edge.ports",
         "edge.replay",
         "edge.serving",
         "edge.station",
