@@ -62,9 +62,5 @@ class PlcError(EdgeError):
     """A serial port that cannot be opened or no longer works; the link closes it and opens it again."""
 
 
-class GenealogyError(EdgeError):
-    """The genealogy cannot take a row durably, or cannot be read (disk full, read-only, unreadable file)."""
-
-
 class UsageError(EdgeError):
     """A command called with arguments that make no sense together."""
