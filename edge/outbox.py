@@ -28,6 +28,7 @@ import msgspec
 from edge.clock import Clock
 from edge.errors import OutboxError
 from edge.event import Envelope, LedgerCounts, OutboxCounts, encode, stamp
+from edge.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -534,7 +535,7 @@ class _Reserve:
             return
         self.seq, self.parts = max(seq + RESERVE, self.seq), max(parts + RESERVE, self.parts)
         try:
-            self._write(f'{{"seq":{self.seq},"parts":{self.parts}}}\n')
+            write_whole(self._path, b'{"seq":%d,"parts":%d}\n' % (self.seq, self.parts))
         except OSError as error:
             log.warning("%s cannot be written (%s): numbers could repeat if the outbox is lost", self._path, error)
 
@@ -547,16 +548,3 @@ class _Reserve:
         except (OSError, msgspec.MsgspecError, KeyError) as error:
             log.warning("%s is unreadable (%s): it is written anew", self._path, error)
             return 0, 0
-
-    def _write(self, text: str) -> None:
-        fresh = self._path.with_name(self._path.name + ".new")
-        with open(fresh, "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -21,6 +21,7 @@ from edge.drift.report import Event, EventKind, evidence_name
 from edge.drift_watch import DriftWatch
 from edge.errors import ConfigError, PredictorError
 from edge.event import Alarm, Drift
+from edge.files import write_whole
 from edge.judges import Judges
 from edge.recipe import Recipe
 from edge.records import Inspection
@@ -272,9 +273,7 @@ class StreamWatch:
         path = self._folder / STATE
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(kept), encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, json.dumps(kept).encode())
         except OSError as error:
             log.warning("the state of drift cannot be written to %s: %s", path, error.strerror or error)
 

@@ -46,7 +46,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.stopwatch",
         "edge.trend",
     ),
-    "clock": ("edge.clock",),
+    "clock": ("edge.clock", "edge.files"),  # what every adapter may use
     "adapter bundle": ("edge.bundle.*",),
     "adapter capture": ("edge.capture.*",),
     "adapter chart": ("edge.answer_chart", "edge.drift.chart"),

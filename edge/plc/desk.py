@@ -12,6 +12,7 @@ from edge.part import Answer, Trigger
 
 # Answers that no link fetches (its cable is out for long): beyond so many the oldest are forgotten, and counted.
 ANSWERS_KEPT = 256
+FETCH_S = 0.005
 
 
 class Refusal(str, Enum):
@@ -78,7 +79,7 @@ class Desk:
         self._running = False
         self._closed = False
         self._wake_link: Callable[[], None] = lambda: None
-        self.forgotten = 0
+        self.forgotten = 0  # answers that no link fetched
 
     # The link's side.
 
@@ -108,6 +109,7 @@ class Desk:
         with self._changed:
             given = list(self._answers)
             self._answers.clear()
+            self._changed.notify_all()
         return given
 
     def signals(self) -> Signals:
@@ -155,7 +157,11 @@ class Desk:
             return not self._waiting
 
     def answer(self, answer: Answer) -> None:
-        """Hand an answer to the link; every trigger taken gets exactly one. What it says must be on the disk."""
+        """Hand an answer to the link; every trigger taken gets exactly one. What it says must be on the disk.
+
+        Waits a moment until the link has fetched it: the next inference holds the interpreter for tens of
+        milliseconds, and an answer that is ready must not wait for that.
+        """
         with self._changed:
             self._in_hand -= 1
             self._answers.append(answer)
@@ -163,6 +169,8 @@ class Desk:
                 self._answers.popleft()
                 self.forgotten += 1
         self._wake_link()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._answers, FETCH_S)
 
     def show_error(self, code: str) -> None:
         """Tell the line what keeps the station from passing parts; "" takes it down."""
