@@ -1,4 +1,4 @@
-"""The protocol every source of frames implements. Sources are dumb: the camera thread makes them recover."""
+"""The protocols around a camera thread. Sources are dumb: the camera thread makes them recover."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge.preprocess import Image
+from edge.records import Frame
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,16 @@ class Grab:
 
     image: Image
     name: str = ""
+
+
+class FrameSink(Protocol):
+    """Where the camera threads leave what they captured; safe to use from all of them, and never in their way."""
+
+    def put(self, frame: Frame) -> None:
+        """Leave a frame."""
+
+    def fault(self, camera: str, text: str) -> None:
+        """Tell that a frame of this camera was due and is lost."""
 
 
 class Source(Protocol):

@@ -12,8 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edge.capture.base import Grab, Source
-from edge.capture.intake import Intake
+from edge.capture.base import FrameSink, Grab, Source
 from edge.config import Camera
 from edge.errors import CaptureError, FrameUnreadableError, SourceEndedError
 from edge.preprocess import Image
@@ -75,13 +74,13 @@ class CameraThread:
         self,
         settings: Camera,
         source: Source,
-        intake: Intake,
+        sink: FrameSink,
         clock: Clock,
         on_state: Callable[[CameraStatus], None],
     ) -> None:
         self._settings = settings
         self._source = source
-        self._intake = intake
+        self._sink = sink
         self._clock = clock
         self._on_state = on_state
         self._status = CameraStatus(settings.id, CameraState.OPENING)
@@ -160,7 +159,7 @@ class CameraThread:
             grab = self._source.read(timeout_s)
         except FrameUnreadableError as fault:
             self._status = replace(self._status, unreadable=self._status.unreadable + 1)
-            self._intake.fault(self._settings.id, str(fault))
+            self._sink.fault(self._settings.id, str(fault))
             return True
         if grab is None:
             return False
@@ -179,7 +178,7 @@ class CameraThread:
         self._status = replace(self._status, frames=number)
         if self._status.state is not CameraState.STREAMING:
             self._tell(CameraState.STREAMING, "")
-        self._intake.put(
+        self._sink.put(
             Frame(grab.image, self._settings.id, number, self._clock.mono_ns(), self._clock.ts(), grab.name)
         )
 
