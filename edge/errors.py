@@ -54,6 +54,10 @@ class GenealogyError(EdgeError):
     """The genealogy cannot be opened, read or written."""
 
 
+class GenealogyDamagedError(GenealogyError):
+    """The file is no genealogy of ours, or no longer: damaged, cut short or exchanged."""
+
+
 class PublishError(EdgeError):
     """The MQTT session cannot be set up as configured (unreadable certificate, refused password)."""
 
