@@ -53,6 +53,7 @@ class LinkStatus:
         unacknowledged: answers that were given up, since no Ack came or they could not be said at all.
         answered: answers said, repetitions not counted.
         overruns: triggers refused since the station was not Ready.
+        outputs_dropped: pulses of outputs that were not given; see `edge.plc.outputs`.
     """
 
     state: LinkState
@@ -63,6 +64,7 @@ class LinkStatus:
     unacknowledged: int = 0
     answered: int = 0
     overruns: int = 0
+    outputs_dropped: int = 0
 
 
 @dataclass(frozen=True)

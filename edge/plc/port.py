@@ -138,12 +138,14 @@ class SerialPort:
         """Set a modem line.
 
         Raises:
-            PlcError: the device has no such lines, or is gone.
+            PlcError: the device has no such lines (it stays open), or it is gone.
         """
         port = self._open_port()
         try:
             setattr(port, line, high)
         except _FAULTS as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOTTY, errno.EINVAL):
+                raise PlcError(f"{self.path} has no line {line.upper()}: choose another port for the output") from error
             raise self._failed(f"cannot set its line {line.upper()}", error) from error
 
     def check(self) -> None:
