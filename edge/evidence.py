@@ -1,0 +1,191 @@
+"""Pictures of the parts that are worth a look: NG, REVIEW, RETAKE, losses that have frames, and a sample of OK.
+
+Each part is a folder with the picture as people see it (boxes, anomaly map), the raw image without loss, and a JSON
+file with all that is known of it; see `edge.evidence_folder`. The inspection thread only decides and hands over:
+drawing, encoding and writing happen in a thread of their own. Nothing is synced to the disk: a power cut may take the
+pictures of the last half minute with it, never the verdict, which is in the outbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.annotate import to_jpeg
+from edge.clock import Clock
+from edge.config import EvidenceSettings
+from edge.event import EvidenceCounts, encode
+from edge.evidence_folder import RECORD, EvidenceFolder, path_of, safe_name
+from edge.part import Part
+from edge.part_record import record_of
+from edge.records import Inspection
+from edge.spool import MOST_BYTES, RETRY_S, DiskState, Spool
+
+FORMAT: Final = 1
+JPEG_QUALITY: Final = 90
+# Level 1 with run lengths is the smallest and quickest of OpenCV's PNG settings on grey parts (3.5 ms a 640x640).
+PNG: Final = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+
+Draw = Callable[[Inspection], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class _Item:
+    part: Part
+    path: str
+
+
+class Evidence:
+    """Keeps the pictures of a station's parts. `keep` belongs to the inspection thread, the rest to any.
+
+    Args:
+        folder: where they are kept; nobody else writes there.
+        about: what goes into each part's file beside the part: the bundle's digest, the config's hash.
+        draw: an inspection as a picture; called in the writer's thread.
+        classes: class names by class id.
+        most_bytes: of pictures that may wait to be written. retry_s: pause before a disk in trouble is tried again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: EvidenceSettings,
+        clock: Clock,
+        about: Mapping[str, str],
+        draw: Draw,
+        *,
+        classes: Sequence[str] = (),
+        most_bytes: int = MOST_BYTES,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._settings = settings
+        self._passed = 0
+        self._sink = _Writer(EvidenceFolder(folder, int(settings.quota_mb * 1e6)), clock, about, draw, tuple(classes))
+        self._spool: Spool[_Item] = Spool("evidence", folder, self._sink, most_bytes, retry_s)
+
+    def start(self) -> None:
+        """Look at what is there, and write from then on."""
+        self._spool.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Write what waits; False when that took longer, and what was left is lost."""
+        return self._spool.stop(timeout_s)
+
+    def settled(self, timeout_s: float) -> bool:
+        """Wait until all that was taken so far is written; False when it is not."""
+        return self._spool.settled(timeout_s)
+
+    def keep(self, part: Part) -> str:
+        """Take a part when it is worth keeping; the path that it will have below the folder, "" when it is not taken.
+
+        Costs microseconds. The path is a promise that the disk may break: see `counts`.
+        """
+        if not self._wanted(part):
+            return ""
+        path = path_of(part.outcome, part.number, part.serial, part.settled_ts)
+        # Features are large and are no evidence.
+        light = replace(part, inspections=tuple(replace(x, features=None) for x in part.inspections))
+        return path if self._spool.offer(_Item(light, path), _bytes_of(part)) else ""
+
+    def _wanted(self, part: Part) -> bool:
+        if not (self._settings.use and part.inspections):
+            return False
+        if not part.passed:
+            return True
+        self._passed += 1
+        return self._settings.ok_every > 0 and self._passed % self._settings.ok_every == 0
+
+    def counts(self) -> EvidenceCounts:
+        """What is held now, and what was done since the start."""
+        held, spool = self._sink.folder, self._spool
+        return EvidenceCounts(
+            files=held.parts,
+            bytes=held.used,
+            written=self._sink.written,
+            evicted=dict(held.evicted),
+            dropped=spool.dropped,
+            failed=spool.failed,
+        )
+
+    @property
+    def state(self) -> DiskState:
+        """How the disk takes it."""
+        return self._spool.trouble.state
+
+    def problem(self) -> str:
+        """What keeps pictures from being written, for a person; "" when nothing does."""
+        return self._spool.trouble.text
+
+
+class _Writer:
+    """Draws, encodes and writes parts; a sink of the spool."""
+
+    def __init__(
+        self, folder: EvidenceFolder, clock: Clock, about: Mapping[str, str], draw: Draw, classes: tuple[str, ...]
+    ) -> None:
+        self.folder = folder
+        self.written = 0
+        self._clock = clock
+        self._about = dict(about)
+        self._draw = draw
+        self._classes = classes
+        self._encoded: tuple[str, dict[str, bytes]] | None = None  # of the last part: a second try costs no drawing
+
+    def begin(self) -> None:
+        self.folder.open()
+
+    def write(self, item: _Item) -> None:
+        if self._encoded is None or self._encoded[0] != item.path:
+            self._encoded = (item.path, self._files_of(item.part))
+        if self.folder.add(item.path, item.part.outcome, self._encoded[1]):
+            self.written += 1
+        self._encoded = None
+
+    def _files_of(self, part: Part) -> dict[str, bytes]:
+        files: dict[str, bytes] = {}
+        for inspection in part.inspections:
+            name = safe_name(inspection.frame.camera)
+            files[f"{name}.jpg"] = to_jpeg(self._draw(inspection), JPEG_QUALITY)
+            files[f"{name}.png"] = _png(inspection.frame.image)
+        written_ts = self._clock.ts()
+        files[RECORD] = encode(_Sidecar(about=self._about, written_ts=written_ts, part=record_of(part, self._classes)))
+        return files
+
+    def make_room(self, item: _Item) -> bool:
+        return self.folder.make_room(item.part.outcome)
+
+    def idle(self, in_trouble: bool) -> None:
+        if in_trouble:
+            self.folder.probe()
+
+    def end(self) -> None:
+        """Nothing is held open."""
+
+
+class _Sidecar(msgspec.Struct, kw_only=True, frozen=True):
+    """The JSON file beside a part's pictures."""
+
+    format: int = FORMAT
+    about: dict[str, str]
+    written_ts: float
+    part: Any
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    ok, encoded = cv2.imencode(".png", image, PNG)
+    if not ok:
+        raise ValueError(f"an image of shape {image.shape} cannot be encoded as PNG")
+    return bytes(encoded)
+
+
+def _bytes_of(part: Part) -> int:
+    """What a part keeps in memory while it waits, about."""
+    maps = (x.scores.anomaly_map for x in part.inspections)
+    return sum(x.frame.image.nbytes for x in part.inspections) + sum(m.nbytes for m in maps if m is not None) + 4096

@@ -1,0 +1,250 @@
+"""A thread that writes to the disk what others hand it, so that none of them ever waits for a disk.
+
+What waits is bounded in bytes. What does not fit is refused and counted; what the disk does not take is tried again
+at a slow pace, so that a disk that was full or read-only needs nobody to tell us that it is not any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 64_000_000  # of what waits: ten frames of 6 MB, or 20 parts a second of three 640x640 for 2.6 seconds
+MOST_ITEMS = 20_000
+RETRY_S = 5.0  # pause before the disk is tried again
+ATTEMPTS = 5  # then one item is given up: it must not stand in the way for ever
+IDLE_S = 10.0  # a sink that has nothing to write is called so often
+
+T = TypeVar("T")
+Item = TypeVar("Item", contravariant=True)
+
+
+class DiskState(str, Enum):
+    """How the disk takes what it is given."""
+
+    OK = "ok"
+    FULL = "full"
+    READ_ONLY = "read_only"
+    FAILING = "failing"
+
+
+_STATES = {
+    errno.ENOSPC: DiskState.FULL,
+    errno.EDQUOT: DiskState.FULL,
+    errno.EROFS: DiskState.READ_ONLY,
+    errno.EACCES: DiskState.READ_ONLY,
+    errno.EPERM: DiskState.READ_ONLY,
+}
+_REMEDIES = {
+    DiskState.FULL: "free some space on it",
+    DiskState.READ_ONLY: "mount it writable, and let this user write there",
+    DiskState.FAILING: "check the disk",
+}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with the disk, for a person; `text` is "" when nothing is."""
+
+    state: DiskState = DiskState.OK
+    text: str = ""
+
+
+def trouble_of(what: str, folder: Path, error: OSError) -> Trouble:
+    """What an error of the disk means.
+
+    >>> trouble_of("evidence", Path("/data"), OSError(errno.EROFS, "Read-only file system")).state.value
+    'read_only'
+    """
+    state = _STATES.get(error.errno or 0, DiskState.FAILING)
+    why = error.strerror or type(error).__name__
+    return Trouble(state, f"{what} cannot be written to {folder}: {why}; {_REMEDIES[state]}")
+
+
+class Sink(Protocol[Item]):
+    """What is done with the items. Every method is called in the spool's thread, and may raise OSError."""
+
+    def begin(self) -> None:
+        """Look at what is there already; called again until it succeeds."""
+
+    def write(self, item: Item) -> None:
+        """Write one item, whole or not at all."""
+
+    def make_room(self, item: Item) -> bool:
+        """The disk was full: free something that is worth less; False when there is nothing."""
+
+    def idle(self, in_trouble: bool) -> None:
+        """Nothing to write: do what time brings; with `in_trouble`, find out whether the disk still is."""
+
+    def end(self) -> None:
+        """Nothing more will come."""
+
+
+class Spool(Generic[T]):
+    """A bounded queue and the thread that empties it into a sink.
+
+    Attributes:
+        dropped: items refused since the start because too much was waiting.
+        failed: items lost since the start because the disk did not take them.
+        trouble: how the disk is.
+    """
+
+    def __init__(
+        self, what: str, folder: Path, sink: Sink[T], most_bytes: int = MOST_BYTES, retry_s: float = RETRY_S
+    ) -> None:
+        """`what` names it in sentences and as a thread."""
+        self._what = what
+        self._folder = folder
+        self._sink = sink
+        self._most_bytes = most_bytes
+        self._retry_s = retry_s
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[T, int]] = deque()
+        self._bytes = 0
+        self._stopping = False
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._run, name=what, daemon=True)
+        self.dropped = 0
+        self.failed = 0
+        self.trouble = Trouble()
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Write what waits, and end; False when that took too long: what is left is lost, and counted as failed."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        with self._changed:
+            self._abandoned = True
+            self.failed += len(self._waiting)
+            self._waiting.clear()
+        return not self._thread.is_alive()
+
+    def offer(self, item: T, size: int) -> bool:
+        """Hand over an item that keeps `size` bytes in memory; False when there is no room. Never waits."""
+        with self._changed:
+            full = self._waiting and self._bytes + size > self._most_bytes
+            if self._stopping or full or len(self._waiting) >= MOST_ITEMS:
+                if self.trouble.state is DiskState.OK:
+                    self.dropped += 1
+                else:
+                    self.failed += 1
+                return False
+            self._waiting.append((item, size))
+            self._bytes += size
+            self._changed.notify_all()
+        return True
+
+    def settled(self, timeout_s: float) -> bool:
+        """Wait until nothing waits to be written; False when it still does."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, timeout_s)
+
+    # In the thread.
+
+    def _run(self) -> None:
+        while not self._try_alone(self._sink.begin):
+            if self._pause():
+                break
+        while (item := self._next()) is not None:
+            self._put(item[0])
+            with self._changed:
+                if self._waiting:  # given up by `stop` otherwise
+                    self._waiting.popleft()
+                    self._bytes -= item[1]
+                self._changed.notify_all()
+        self._try_alone(self._sink.end)
+
+    def _next(self) -> tuple[T, int] | None:
+        """The item that has waited longest, left in the queue while it is written; None: the end."""
+        while True:
+            with self._changed:
+                wait_s = IDLE_S if self.trouble.state is DiskState.OK else self._retry_s
+                self._changed.wait_for(lambda: self._waiting or self._stopping, wait_s)
+                if self._waiting:
+                    return self._waiting[0]
+                if self._stopping:
+                    return None
+            self._try_alone(partial(self._sink.idle, self.trouble.state is not DiskState.OK))
+
+    def _put(self, item: T) -> None:
+        for _ in range(ATTEMPTS):
+            try:
+                written = self._try(partial(self._sink.write, item), partial(self._sink.make_room, item))
+            except _Unwritable:
+                break
+            if written:
+                return
+            if self._pause():
+                break
+        with self._changed:
+            self.failed += 0 if self._abandoned else 1  # `stop` has counted it already
+
+    def _try_alone(self, step: Callable[[], None]) -> bool:
+        """Do what belongs to no item; whether it was done."""
+        try:
+            return self._try(step)
+        except _Unwritable as fault:
+            why = fault.__cause__
+            self._tell(Trouble(DiskState.FAILING, f"{self._what}: {type(why).__name__}: {why}; report it"))
+            return False
+
+    def _try(self, step: Callable[[], None], make_room: Callable[[], bool] = lambda: False) -> bool:
+        """Do it, making room as often as that helps; whether it was done.
+
+        Raises:
+            _Unwritable: it failed, and not for the disk's sake: trying again is of no use.
+        """
+        while True:
+            try:
+                step()
+            except OSError as error:
+                trouble = trouble_of(self._what, self._folder, error)
+                if trouble.state is DiskState.FULL and self._makes_room(make_room):
+                    continue
+                self._tell(trouble)
+                return False
+            except Exception as error:
+                log.warning("%s: %s: %s", self._what, type(error).__name__, error)
+                log.debug("what failed", exc_info=True)
+                raise _Unwritable from error
+            self._tell(Trouble())
+            return True
+
+    def _makes_room(self, make_room: Callable[[], bool]) -> bool:
+        try:
+            return make_room()
+        except OSError:
+            return False
+
+    def _tell(self, trouble: Trouble) -> None:
+        if trouble != self.trouble:
+            log.log(logging.WARNING if trouble.text else logging.INFO, trouble.text or f"{self._what}: written again")
+            self.trouble = trouble
+
+    def _pause(self) -> bool:
+        """Wait before the disk is tried again; True: the time is over."""
+        until = time.monotonic() + self._retry_s
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, max(0.0, until - time.monotonic()))
+            return self._stopping
+
+
+class _Unwritable(Exception):
+    """An item that no disk would take: a fault of ours."""
