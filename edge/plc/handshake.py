@@ -244,18 +244,21 @@ class Handshake:
             self._unacknowledged += 1
 
     def next_due(self, now_ns: int) -> Saying | None:
-        """The answer to say now: new ones first, then those to be said again; None: there is none.
+        """The answer to say now; None: there is none.
 
+        First those that the PLC waits for again (the port was opened anew, or it repeated its trigger), then new ones,
+        then those whose Ack is due.
         Say it whole and call `sent`, then ask again. One that is not reported as sent stays due.
         """
         self.collect(now_ns)
         self._give_up(now_ns)
-        if self._fresh:
-            return self._saying(self._fresh[0], now_ns)
-        for known in self._unacked.values():
-            if known.again or now_ns - known.touched_ns >= self._ack_ns:
-                return self._saying(known, now_ns)
-        return None
+        unacked = self._unacked.values()
+        due = next((known for known in unacked if known.again), None)
+        if due is None and self._fresh:
+            due = self._fresh[0]
+        if due is None:
+            due = next((known for known in unacked if now_ns - known.touched_ns >= self._ack_ns), None)
+        return self._saying(due, now_ns) if due is not None else None
 
     def head(self, now_ns: int) -> Saying | None:
         """The answer that stands until its Ack: for a link whose PLC reads when it likes, one answer at a time."""
