@@ -130,7 +130,7 @@ class ChallengeWatch:
         master = self._masters.get(serial)
         if master is None:
             return None
-        held_back = outcome == "RETAKE" and any(code.startswith("challenge.") for code in reason_codes)
+        held_back = outcome == "RETAKE" and any(code.partition(".")[0] == "challenge" for code in reason_codes)
         if outcome not in ("OK", "NG", "REVIEW") and not held_back:
             text = f"master {serial} was not judged: {outcome}"
             return ChallengeEvent("again", serial, text, f"Show master {serial} again.")

@@ -275,6 +275,7 @@ class Genealogy:
         self._first = self._n = 0  # numbers of the oldest row held and of the newest
         self._hash = FIRST_HASH
         self._pruned_ns: int | None = None
+        self._unsettled: tuple[int, int, str] | None = None  # row, number and serial of this run's newest part
         self.set_aside: str | None = None
         with self._lock, self._failing("be opened"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -284,6 +285,9 @@ class Genealogy:
 
     def append_part(self, part: Part, evidence: str) -> str:
         """Add the row of a settled part; durable on return.
+
+        A part whose number comes again in a run was not counted the first time, so its row is void; where nobody has
+        said so yet, it is said now.
 
         Args:
             part: the part.
@@ -297,7 +301,11 @@ class Genealogy:
         """
         content = part_content(part, evidence, self._about)
         with self._lock:
-            return self._append("part", content, part.settled_ts)
+            if self._unsettled is not None and self._unsettled[1] == part.number:
+                self._void(*self._unsettled, "its number was given to another part")
+            digest = self._append("part", content, part.settled_ts)
+            self._unsettled = (self._n, part.number, part.serial)
+        return digest
 
     def append(self, kind: str, body: Mapping[str, Any]) -> str:
         """Add the row of an event; durable on return.
@@ -318,7 +326,10 @@ class Genealogy:
             raise ValueError(f"a row is one of {', '.join(EVENTS)} and does not itself say {', '.join(OURS)}: {kind}")
         with self._lock:
             content = self._about_part(kind, body) if kind in ABOUT_A_PART else dict(body)
-            return self._append(kind, content, self._clock.ts())
+            digest = self._append(kind, content, self._clock.ts())
+            if kind == "void" and self._unsettled is not None and content["row"] == self._unsettled[0]:
+                self._unsettled = None
+        return digest
 
     def void_after(self, parts: int) -> int:
         """Mark the parts beyond the ledger's count: their rows were written, their verdicts never left the box.
@@ -339,9 +350,7 @@ class Genealogy:
             if len(found) > MOST_VOID:
                 log.error("the genealogy knows far more parts than the ledger (%d): is the outbox an old copy?", parts)
             for n, part, serial in found[MOST_VOID - 1 :: -1]:
-                why = f"the ledger ends with part {parts}: the verdict was never told"
-                content = {"part": part, "serial": serial or "", "row": n, "outcome": "void", "why": why}
-                self._append("void", content, self._clock.ts())
+                self._void(n, part, serial, f"the ledger ends with part {parts}: the verdict was never told")
         return min(len(found), MOST_VOID)
 
     def last_part(self) -> int:
@@ -420,6 +429,11 @@ class Genealogy:
             self._drop()
 
     # From here on the lock is held by the caller.
+
+    def _void(self, n: int, part: int, serial: str | None, why: str) -> None:
+        content = {"part": part, "serial": serial or "", "row": n, "outcome": "void", "why": why}
+        self._append("void", content, self._clock.ts())
+        self._unsettled = None
 
     def _append(self, kind: str, content: Mapping[str, Any], ts: float) -> str:
         try:
