@@ -1,0 +1,211 @@
+"""The link as a Modbus RTU client: the PLC is a slave whose registers we read and write. See MODBUS.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pymodbus.constants import ExcCodes
+
+from edge.clock import Clock
+from edge.config import Plc
+from edge.plc.desk import Desk
+from edge.plc.handshake import OnAnswered, OnLate, Saying
+from edge.plc.modbus_exchange import Exchange
+from edge.plc.modbus_map import (
+    COMMAND_AT,
+    COMMAND_COUNT,
+    STATUS_AT,
+    STATUS_COUNT,
+    TEXT_AT,
+    TEXT_COUNT,
+)
+from edge.plc.modbus_rtu import (
+    ADAPTER_S,
+    READ,
+    WRITE,
+    Answered,
+    Expected,
+    find_answer,
+    read_request,
+    silence_s,
+    write_request,
+)
+from edge.plc.outputs import Outputs
+from edge.plc.thread import LinkThread, byte_ns
+
+ANSWER_S = 0.2  # a slave without an answer after so long, and the time of both on the wire, is asked again
+REFUSED_S = 0.25  # a request that was refused is tried again so often
+STALE_S = 0.5  # what is found in the command block after so long without a look at it is of unknown age
+NOT_YET = (ExcCodes.ACKNOWLEDGE, ExcCodes.DEVICE_BUSY)  # refusals that pass by themselves
+HEARD_MOST = 1024  # bytes kept while an answer is waited for
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A request that is on its way.
+
+    Attributes:
+        block: the registers that it writes; empty for a reading one.
+        saying: the answer that the PLC has when it did that.
+    """
+
+    expected: Expected
+    until_ns: int
+    block: tuple[int, ...] = ()
+    saying: Saying | None = None
+
+
+class ModbusClientLink(LinkThread):
+    """Reads the command block at its pace, and writes the status block as soon as it changes."""
+
+    def __init__(
+        self,
+        settings: Plc,
+        desk: Desk,
+        clock: Clock,
+        on_answered: OnAnswered,
+        on_late: OnLate,
+        outputs: Outputs | None = None,
+    ) -> None:
+        """See `edge.plc.link.make_link`."""
+        super().__init__(settings, desk, clock, on_answered, on_late, outputs)
+        self._exchange = Exchange(self.handshake, self.outputs, clock, settings.check)
+        self._pause_ns = round((silence_s(settings.baud) - ADAPTER_S) * 1e9)
+        self._silence_ns = round(silence_s(settings.baud) * 1e9)
+        self._looked_ns = 0  # when a valid command block was read last
+        self._refused = ""
+        self.opened()
+
+    def opened(self) -> None:
+        """See `LinkThread`."""
+        self._flight: Flight | None = None
+        self._heard = bytearray()
+        self._status: tuple[int, ...] = ()  # what the PLC has of us
+        self._text: tuple[int, ...] = ()
+        self._takes_text = True
+        self._free_ns = self._poll_ns = self.clock.mono_ns()
+        self._exchange.out_of_touch()
+
+    def turn(self) -> int:
+        """See `LinkThread`."""
+        before_ns = self.clock.mono_ns()
+        data = self.port.read()
+        now_ns = self.clock.mono_ns()
+        if self._flight is not None:
+            self._hear(self._flight, data, before_ns, now_ns)
+        elif data:  # nobody was asked
+            self.garbage += 1
+            self._free_ns = now_ns + self._silence_ns
+        self.outputs.run(now_ns)  # their states are in the status
+        if self._flight is None and self.clock.mono_ns() >= self._free_ns:
+            self._depart()
+        self.handshake.collect(self.clock.mono_ns())
+        return self._next_ns()
+
+    def _next_ns(self) -> int:
+        own_ns = self._flight.until_ns if self._flight is not None else max(self._free_ns, self._poll_ns)
+        if self._flight is None and self._free_ns > self.clock.mono_ns():
+            own_ns = self._free_ns  # what waits to be written waits for this
+        outputs_ns = self.outputs.next_ns()
+        return own_ns if outputs_ns is None else min(own_ns, outputs_ns)
+
+    # Requests.
+
+    def _depart(self) -> None:
+        """Send what is most urgent: our status, a look at the command block, the texts."""
+        now_ns = self.clock.mono_ns()
+        blocks = self._exchange.blocks(now_ns)
+        status, text = tuple(blocks.status), tuple(blocks.text)
+        if status != self._status:
+            self._write(STATUS_AT, status, blocks.saying)
+        elif now_ns >= self._poll_ns:
+            self._poll_ns = now_ns + round(self.settings.poll_ms * 1e6)
+            expected = Expected(self.settings.unit, READ, COMMAND_AT, COMMAND_COUNT)
+            self._send(read_request(self.settings.unit, COMMAND_AT, COMMAND_COUNT), expected)
+        elif text != self._text and self._takes_text:
+            self._write(TEXT_AT, text, None)
+
+    def _write(self, at: int, block: tuple[int, ...], saying: Saying | None) -> None:
+        expected = Expected(self.settings.unit, WRITE, at, len(block))
+        self._send(write_request(self.settings.unit, at, block), expected, block, saying)
+
+    def _send(
+        self, request: bytes, expected: Expected, block: tuple[int, ...] = (), saying: Saying | None = None
+    ) -> None:
+        self._heard.clear()
+        self.port.write(request)
+        wire_ns = (len(request) + expected.size) * byte_ns(self.settings)
+        until_ns = self.clock.mono_ns() + round(ANSWER_S * 1e9 + wire_ns)
+        self._flight = Flight(expected, until_ns, block, saying)
+
+    # Answers.
+
+    def _hear(self, flight: Flight, data: bytes, before_ns: int, now_ns: int) -> None:
+        self._heard += data
+        del self._heard[:-HEARD_MOST]
+        answered = find_answer(bytes(self._heard), flight.expected)
+        if answered is not None:
+            self._flight = None
+            self._free_ns = now_ns + self._pause_ns
+            self._land(flight, answered, now_ns)
+        elif not data and before_ns >= flight.until_ns:
+            self._flight = None
+            self._free_ns = now_ns + self._silence_ns
+            self._miss(flight)
+
+    def _land(self, flight: Flight, answered: Answered, now_ns: int) -> None:
+        expected = flight.expected
+        if answered.refused is not None:
+            self._refuse(expected, answered.refused, now_ns)
+        elif expected.function == READ:
+            self._refused = ""
+            self._look_at(list(answered.registers), now_ns)
+        elif expected.at == TEXT_AT:
+            self._text = flight.block
+        else:
+            self._refused = ""
+            self._status = flight.block
+            if flight.saying is not None:
+                self.handshake.sent(flight.saying, now_ns)
+
+    def _look_at(self, registers: list[int], now_ns: int) -> None:
+        if not self._exchange.valid(registers):
+            self.garbage += 1
+            return
+        if now_ns - self._looked_ns > STALE_S * 1e9:
+            self._exchange.out_of_touch()
+        self._looked_ns = now_ns
+        self._exchange.take(registers, now_ns)
+
+    def _miss(self, flight: Flight) -> None:
+        """No answer: what the PLC has of a block that was written is not known."""
+        self.garbage += bool(self._heard)
+        if flight.block:
+            self._status = ()
+
+    def _refuse(self, expected: Expected, code: int, now_ns: int) -> None:
+        if code in NOT_YET:
+            self._free_ns = now_ns + round(self.settings.poll_ms * 1e6)
+        elif expected.at == TEXT_AT:
+            self._takes_text = False  # it is the PLC's choice to have no texts
+        else:
+            self._refused = _refusal(expected, code)
+            self._free_ns = now_ns + round(REFUSED_S * 1e9)
+
+    def _silence(self) -> str:
+        return self._refused or super()._silence()
+
+
+def _refusal(expected: Expected, code: int) -> str:
+    name = ExcCodes(code).name if code in set(ExcCodes) else f"exception {code}"
+    what = "read" if expected.function == READ else "written"
+    commands, status = _span(COMMAND_AT, COMMAND_COUNT), _span(STATUS_AT, STATUS_COUNT)
+    return (
+        f"the PLC's registers {_span(expected.at, expected.count)} cannot be {what} ({name}): it needs holding "
+        f"registers {commands} for its commands and {status} for our status; {_span(TEXT_AT, TEXT_COUNT)} for texts "
+        "are optional"
+    )
+
+
+def _span(at: int, count: int) -> str:
+    return f"{40001 + at} to {40000 + at + count}"
