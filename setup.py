@@ -15,7 +15,6 @@ LACKS_PADDLE_LITE = "platform_system != 'Linux' or platform_machine != 'x86_64' 
 ONNX = "onnxruntime>=1.17,<2"
 VIEW = ["rich>=13"]
 PARQUET = ["pyarrow>=16"]
-PLC = ["pyserial>=3.5,<4"]
 CHART = ["matplotlib"]
 
 setup(
@@ -35,6 +34,10 @@ setup(
         "opencv-python-headless>=4.8,<4.12",  # the cv2 of opencv-python without libGL; from 4.12 on it wants numpy 2
         "msgspec>=0.18,<1",
         "paho-mqtt>=2,<3",
+        # Both pure Python; they are loaded only where the config has a [plc]. pymodbus changes its interface with minor
+        # versions, 3.16.1 is the first whose serial writes have a time limit (3.16.0 was withdrawn).
+        "pymodbus==3.16.1",
+        "pyserial>=3.5,<4",
         "tomli>=2; python_version < '3.11'",
         "tomli-w>=1,<2",
         f"paddlelite==2.13rc0; {HAS_PADDLE_LITE}",
@@ -44,7 +47,6 @@ setup(
         "chart": CHART,  # `edge replay --chart`
         "onnx": [ONNX],
         "parquet": PARQUET,  # `edge audit export --out FILE.parquet`
-        "plc": PLC,
         "view": VIEW,
         "demo": ["amqtt>=0.11,<0.13", *VIEW],
         # paddleslim==2.6.0 belongs here too, but drags in opencv-python, which overwrites our cv2: it is installed
@@ -76,7 +78,6 @@ setup(
             "mypy",
             "types-pyserial",
             *PARQUET,
-            *PLC,
         ],
     },
 )

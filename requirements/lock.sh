@@ -28,7 +28,7 @@ lock() { # NAME WHAT BASE HEAD: the pins on stdin that BASE does not have, after
 freeze "" >"$work/device"
 freeze onnx >"$work/onnx"
 freeze demo >"$work/demo"
-freeze demo,onnx,plc,tools,test >"$work/dev"
+freeze demo,onnx,tools,test >"$work/dev"
 
 # Where Paddle Lite has no wheel, ONNX Runtime is the device's runtime.
 grep -vxFf "$work/device" "$work/onnx" | sed 's/$/; platform_machine != "x86_64"/' >"$work/arm"

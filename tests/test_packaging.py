@@ -95,9 +95,7 @@ def test_every_requirement_is_pinned(name: str) -> None:
         assert re.fullmatch(r"==[0-9][^,*]*", str(requirement.specifier)), f"{name}.txt: {requirement}"
 
 
-@pytest.mark.parametrize(
-    ("lock", "extras"), [("device", ()), ("demo", ("demo", "view")), ("dev", ("tools", "test", "plc"))]
-)
+@pytest.mark.parametrize(("lock", "extras"), [("device", ()), ("demo", ("demo", "view")), ("dev", ("tools", "test"))])
 def test_the_pins_satisfy_what_setup_asks_for(lock: str, extras: tuple[str, ...], wheel: zipfile.ZipFile) -> None:
     info = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
     meta = message_from_string(wheel.read(info).decode())
