@@ -103,18 +103,11 @@ class Pairer:
     (2, Pairing(offset_ms=-4.0, uncertainty_ms=16.5))
     """
 
-    def __init__(self, camera: CameraBase, late_ms: float = 0.0) -> None:
-        """A pairer that has seen no trigger.
-
-        Args:
-            camera: its `pairing`, `offset_ms`, `latency_ms` and `window_ms` are used.
-            late_ms: by how much the times of triggers and frames may be read late: the longest time that this
-                process keeps its other threads waiting. It adds to the uncertainty, and where only time tells the
-                frames apart it takes from the reach.
-        """
+    def __init__(self, camera: CameraBase) -> None:
+        """A pairer that has seen no trigger; uses the camera's `pairing`, `offset_ms`, `latency_ms`, `window_ms`."""
         self._by_counter = camera.pairing == "counter"
         self._offset_ns, self._latency_ns = _ns(camera.offset_ms), _ns(camera.latency_ms)
-        self._window_ns, self._late_ns = _ns(camera.window_ms), _ns(late_ms)
+        self._window_ns, self._late_ns = _ns(camera.window_ms), 0
         self._aim: Aim | None = None
         self._open = False  # the aim has neither a frame nor a lack yet
         self._shown: _Shown | None = None
@@ -126,12 +119,17 @@ class Pairer:
         self.resynced = 0  # by counter: the count was set anew
         self.crossed = 0  # frames that turned out nearer to the trigger after the one they were given to
 
-    def begin(self, trigger: Trigger, takt_ms: float | None = None, wanted: bool = True) -> str:
+    def begin(
+        self, trigger: Trigger, takt_ms: float | None = None, wanted: bool = True, late_ms: float = 0.0
+    ) -> str:
         """Aim at the part of this trigger. Every trigger in its order, each once, also those settled without a look.
 
         Args:
             takt_ms: the recipe's takt time, for the reach; None: only the trigger before tells how close parts are.
             wanted: False: no frame of this camera is asked for, as its recipe says; the trigger is only counted.
+            late_ms: by how much the times of this trigger and of the frames around it may have been read late: as long
+                as this process kept its other threads waiting then. It adds to the uncertainty, and where only time
+                tells the frames apart it takes from the reach.
 
         Returns:
             What is wrong with the pair before, as this trigger shows: its frame is nearer to this part. Its answer
@@ -140,11 +138,17 @@ class Pairer:
         if self._open:
             self.lacks[Lack.GIVEN_UP] += 1
         wanted_ns = trigger.at_mono_ns + self._offset_ns
+        self._late_ns = _ns(late_ms)
         aim = Aim(trigger.number, wanted_ns, self._reach_ns(wanted_ns, takt_ms))
         self._aim, self._open = aim, wanted
         if self._due is not None:
             self._due += 1
         return self._crossing(aim)
+
+    def around_ns(self, trigger: Trigger) -> tuple[int, int]:
+        """From when to when a frame of the trigger may have come into memory, monotonic."""
+        wanted_ns = trigger.at_mono_ns + self._offset_ns
+        return wanted_ns - self._window_ns, wanted_ns + self._window_ns + self._latency_ns
 
     def look(self, frames: Sequence[Frame], now_ns: int, final: bool = False) -> Choice:
         """The frame for the trigger that was begun, as far as can be said now.

@@ -36,8 +36,8 @@ def trigger(number: int, at_ms: float) -> Trigger:
     return Trigger(number, "", 1, ns(at_ms), 0.0)
 
 
-def pairer(late_ms: float = 0.0, **keys: object) -> Pairer:
-    return Pairer(SimulatedCamera(id="a", **keys), late_ms)  # type: ignore[arg-type]
+def pairer(**keys: object) -> Pairer:
+    return Pairer(SimulatedCamera(id="a", **keys))  # type: ignore[arg-type]
 
 
 def said(choice: Choice) -> object:
@@ -118,10 +118,10 @@ def test_a_frame_shows_one_part_only() -> None:
 def test_a_frame_nearer_to_a_neighbour_is_not_taken(
     why: str, takt_ms: float | None, before_ms: float | None, late_ms: float, expected: object
 ) -> None:
-    pair = pairer(late_ms)
+    pair = pairer()
     if before_ms is not None:
         pair.begin(trigger(1, before_ms), takt_ms, wanted=False)
-    pair.begin(trigger(2, 100), takt_ms)
+    pair.begin(trigger(2, 100), takt_ms, late_ms=late_ms)
     assert said(pair.look(frames(132), ns(200))) == expected, why
 
 
@@ -169,8 +169,8 @@ def test_why_there_is_none_is_said_and_counted() -> None:
 )
 def test_the_uncertainty(why: str, at_ms: list[float], uncertainty_ms: float) -> None:
     for late_ms in (0.0, 3.0):
-        pair = pairer(late_ms)
-        pair.begin(trigger(1, 100))
+        pair = pairer()
+        pair.begin(trigger(1, 100), late_ms=late_ms)
         choice = pair.look(frames(*at_ms), ns(1000))
         assert isinstance(choice, Chosen)
         assert choice.pairing.uncertainty_ms == uncertainty_ms + late_ms, why
@@ -297,12 +297,18 @@ class Line:
     wrong: list[int] = field(default_factory=list)
     paired: int = 0
 
-    def run(self, pair: Pairer, takt_ms: float | None, busy_ms: Callable[[int], float] = lambda k: 0.0) -> Line:
+    def run(
+        self,
+        pair: Pairer,
+        takt_ms: float | None,
+        busy_ms: Callable[[int], float] = lambda k: 0.0,
+        late_ms: float = 0.0,
+    ) -> Line:
         """Serve the triggers as a station does: one after the other, each when the one before is settled."""
         shots = [frame(k + 1, at) for k, at in enumerate(self.stamped)]
         free_ms = 0.0
         for k in sorted(self.read, key=lambda k: self.read[k]):
-            pair.begin(trigger(k, self.read[k]), takt_ms)
+            pair.begin(trigger(k, self.read[k]), takt_ms, late_ms=late_ms)
             choice, free_ms = self._serve(pair, shots, max(self.read[k], free_ms))
             free_ms += busy_ms(k)
             if isinstance(choice, Chosen):
@@ -354,8 +360,8 @@ def test_no_wrong_part_on_lines_with_a_free_running_camera(
     for seed in range(3):
         line = free_running(seed, period, takt, late, latency, drops, 250)
         chance = np.random.default_rng(seed + 100)
-        pair = pairer(late, latency_ms=latency)
-        line.run(pair, takt, lambda k, chance=chance: float(chance.uniform(0, 0.7 * 50)))
+        pair = pairer(latency_ms=latency)
+        line.run(pair, takt, lambda k, chance=chance: float(chance.uniform(0, 0.7 * 50)), late)
         assert line.wrong == [], why
         assert line.paired >= least * 250, (why, line.paired, pair.lacks)
         assert pair.paired + pair.lacks.total() == 250
@@ -374,8 +380,8 @@ def test_no_wrong_part_whatever_the_line(
     seed: int, period: float, takt: float, late: float, latency: float, drops: float
 ) -> None:
     line = free_running(seed, period, takt, late, latency, drops, 40)
-    pair = pairer(late, latency_ms=latency)
-    assert line.run(pair, takt).wrong == []
+    pair = pairer(latency_ms=latency)
+    assert line.run(pair, takt, late_ms=late).wrong == []
     assert pair.crossed == 0
 
 
