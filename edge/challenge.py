@@ -1,11 +1,13 @@
 """Challenge parts: known-bad masters that the station has to find again each shift, or it says so.
 
 How long ago a master was found is counted on the monotonic clock, which no one can set: a wall clock that jumps, either
-way and by however much, changes nothing while the station runs. Over a restart the wall clock fills the gap, and the
-monotonic one is its check: since the state was saved at least as much time has gone by as the two readings differ, or,
-when the later one is smaller and the box was thus started anew, as the later one shows. A wall clock that claims less
-was set back; then nobody knows how long the station was off, and every master is due. One that was set ahead makes
-masters due too early. What is not known is due: a master without a record, or whose entry in the config was changed.
+way and by however much, changes nothing for what was found in this run. Over a restart the wall clock fills the gap,
+and two things check it. Since the state was saved at least as much time has gone by as the two monotonic readings
+differ, or, when the later one is smaller and the box was thus started anew, as the later one shows: a wall clock that
+claims less was set back, nobody knows how long the station was off, and every master is due. And when it is set ahead
+later in the run, as it is on a box without a battery once it hears the network's time, then the gap was longer
+by as much: that is added. One that was set ahead wrongly makes masters due too early, never too late. What is not known
+is due: a master without a record, or whose entry in the config was changed.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class _Standing:
     found: bool  # ever, as it is asked for now
     age_s: float  # since then; where it was never found, since it is known to be due, and the period
     found_ts: float = 0.0
+    in_this_run: bool = False
 
 
 class ChallengeWatch:
@@ -207,9 +210,10 @@ class ChallengeWatch:
         return built
 
     def _note_found(self, serial: str) -> ChallengeEvent:
-        self._standing[serial] = _Standing(True, 0.0, self._now_ts)
+        self._standing[serial] = _Standing(True, 0.0, self._now_ts, in_this_run=True)
         self._owed.discard(serial)
         self._missed.discard(serial)
+        self._told_overdue = self._told_overdue and bool(self._due())
         left = [s for s in self._masters if s in self._owed or s in self._due()]
         advice = f"Show the masters {', '.join(left)} too." if left else ""
         return ChallengeEvent("found", serial, f"master {serial} was found", advice)
@@ -229,9 +233,12 @@ class ChallengeWatch:
 
     def _advance(self, now_ts: float, now_mono_ns: int) -> None:
         gone_s = max(0, now_mono_ns - self._now_ns) / 1e9
+        set_ahead_s = now_ts - self._now_ts - gone_s
+        gap_s = set_ahead_s if set_ahead_s > TOLERANCE_S else 0.0
         self._now_ts, self._now_ns = now_ts, max(now_mono_ns, self._now_ns)
         for serial, standing in self._standing.items():
-            self._standing[serial] = replace(standing, age_s=standing.age_s + gone_s)
+            age_s = standing.age_s + gone_s + (0.0 if standing.in_this_run else gap_s)
+            self._standing[serial] = replace(standing, age_s=age_s)
 
     def _restore(self, state: Mapping[str, Any] | None) -> str:
         """Take over the last run's record; why not all of it, "" when all."""

@@ -671,8 +671,9 @@ class GenealogyReader:
             return self._begin("mode=ro")
         except sqlite3.OperationalError:
             # Nobody has it open and this folder takes no file beside it: a copy on a medium that is read-only.
-            if os.path.exists(f"{self._path}-wal"):
-                raise
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(f"{self._path}-wal").st_size:
+                    raise
             return self._begin("immutable=1")
 
     def _begin(self, how: str) -> sqlite3.Connection:
