@@ -68,3 +68,7 @@ class PlcError(EdgeError):
 
 class UsageError(EdgeError):
     """A command called with arguments that make no sense together."""
+
+
+class IncidentError(EdgeError):
+    """A recording or an incident file that cannot be written, read or judged again."""

@@ -136,15 +136,16 @@ class _Writer:
         self._about = dict(about)
         self._draw = draw
         self._classes = classes
-        self._encoded: tuple[str, dict[str, bytes]] | None = None  # of the last part: a second try costs no drawing
+        self._encoded: tuple[_Item, dict[str, bytes]] | None = None  # of the last part: a second try costs no drawing
 
     def begin(self) -> None:
         self.folder.open()
 
     def write(self, item: _Item) -> None:
-        if self._encoded is None or self._encoded[0] != item.path:
-            self._encoded = (item.path, self._files_of(item.part))
-        if self.folder.add(item.path, item.part.outcome, self._encoded[1]):
+        encoded = self._encoded
+        if encoded is None or encoded[0] is not item:
+            self._encoded = encoded = (item, self._files_of(item.part))
+        if self.folder.add(item.path, item.part.outcome, encoded[1]):
             self.written += 1
         self._encoded = None
 
@@ -160,6 +161,9 @@ class _Writer:
 
     def make_room(self, item: _Item) -> bool:
         return self.folder.make_room(item.part.outcome)
+
+    def lost(self, item: _Item) -> None:
+        self._encoded = None
 
     def idle(self, in_trouble: bool) -> None:
         if in_trouble:

@@ -73,7 +73,7 @@ def trouble_of(what: str, folder: Path, error: OSError) -> Trouble:
 
 
 class Sink(Protocol[Item]):
-    """What is done with the items. Every method is called in the spool's thread, and may raise OSError."""
+    """What is done with the items. Called in the spool's thread; all but `lost` may raise OSError."""
 
     def begin(self) -> None:
         """Look at what is there already; called again until it succeeds."""
@@ -83,6 +83,9 @@ class Sink(Protocol[Item]):
 
     def make_room(self, item: Item) -> bool:
         """The disk was full: free something that is worth less; False when there is nothing."""
+
+    def lost(self, item: Item) -> None:
+        """The item is given up. Also called in the thread that calls `Spool.stop`."""
 
     def idle(self, in_trouble: bool) -> None:
         """Nothing to write: do what time brings; with `in_trouble`, find out whether the disk still is."""
@@ -132,8 +135,11 @@ class Spool(Generic[T]):
             self._thread.join(timeout_s)
         with self._changed:
             self._abandoned = True
-            self.failed += len(self._waiting)
+            left = [item for item, _ in self._waiting]
+            self.failed += len(left)
             self._waiting.clear()
+        for item in left:
+            self._sink.lost(item)
         return not self._thread.is_alive()
 
     def offer(self, item: T, size: int) -> bool:
@@ -194,7 +200,10 @@ class Spool(Generic[T]):
             if self._pause():
                 break
         with self._changed:
-            self.failed += 0 if self._abandoned else 1  # `stop` has counted it already
+            if self._abandoned:  # `stop` has counted it already
+                return
+            self.failed += 1
+        self._sink.lost(item)
 
     def _try_alone(self, step: Callable[[], None]) -> bool:
         """Do what belongs to no item; whether it was done."""

@@ -426,6 +426,7 @@ class Scripted:
     def __init__(self, *outcomes: Exception | None) -> None:
         self.outcomes = list(outcomes)
         self.written: list[int] = []
+        self.gone: list[int] = []
 
     def begin(self) -> None: ...
 
@@ -437,6 +438,9 @@ class Scripted:
 
     def make_room(self, item: int) -> bool:
         return False
+
+    def lost(self, item: int) -> None:
+        self.gone.append(item)
 
     def idle(self, in_trouble: bool) -> None: ...
 
@@ -451,7 +455,7 @@ def test_an_item_that_no_disk_takes_does_not_stand_in_the_way(tmp_path):
         assert spool.offer(item, 1)
     assert spool.settled(WAIT_S)
     assert spool.stop(WAIT_S)
-    assert sink.written == [1, 3]
+    assert (sink.written, sink.gone) == ([1, 3], [0, 2])
     assert (spool.failed, spool.dropped) == (2, 0)
     assert not spool.offer(9, 1)
 
