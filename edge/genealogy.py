@@ -363,6 +363,16 @@ class Genealogy:
             found = self._connection().execute(f"{_STANDING} ORDER BY n DESC LIMIT 1").fetchone()
         return int(found[1]) if found else 0
 
+    def highest_part(self) -> int:
+        """The highest number that a part ever had here, void ones too; 0 when there was none.
+
+        Raises:
+            GenealogyError: it cannot be read.
+        """
+        with self._lock, self._failing("be read"):
+            (highest,) = self._connection().execute("SELECT max(part) FROM row WHERE kind = 'part'").fetchone()
+        return int(highest or 0)
+
     def find(self, *, part: int | None = None, serial: str | None = None) -> list[Row]:
         """The rows of a part by its number or its serial, oldest first; the newest 100 of them.
 
