@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ class Recorder:
 
     Args:
         folder: of the segments; nobody else writes there.
-        session: what the parts are judged by, once for each segment.
+        session: what the parts are judged by: the fields of `edge.recording.Session`.
         classes: class names by class id.
         most_bytes: of frames that may wait to be written. retry_s: pause before a disk in trouble is tried again.
     """
@@ -74,7 +75,7 @@ class Recorder:
         folder: Path,
         settings: RecorderSettings,
         clock: Clock,
-        session: Session,
+        session: Mapping[str, Any],
         *,
         classes: Sequence[str] = (),
         most_bytes: int = MOST_BYTES,
@@ -83,7 +84,9 @@ class Recorder:
         self._use = settings.use
         self._clock = clock
         self._gaps = _Gaps()
-        self._sink = _Writer(folder, settings, clock, session, tuple(classes), self._gaps)
+        here = {"python": platform.python_version(), "machine": platform.machine()}
+        known = msgspec.convert({**here, **session}, Session)
+        self._sink = _Writer(folder, settings, clock, known, tuple(classes), self._gaps)
         self._spool: Spool[_Item] = Spool("the recording", folder, self._sink, most_bytes, retry_s)
 
     def start(self) -> None:

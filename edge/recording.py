@@ -50,23 +50,23 @@ class Session(msgspec.Struct, kw_only=True, frozen=True):
     """What a run of the daemon judged by. `at_ts` and `at_mono_ns`: when the segment began.
 
     Attributes:
+        boot: names the run of the daemon. version: of edge.
         config: the site config in force, as TOML text, secrets masked.
         recipes: SHA-256 -> the recipe's TOML text.
         artifact: the model's file in the bundle. runtime: what ran it, in one line.
-        versions: of edge, Python, the machine.
-        boot: names the run of the daemon.
     """
 
+    boot: str
+    version: str
     config: str
-    config_hash: str
     recipes: dict[str, str]
-    bundle_digest: str
     product: str
     product_version: int
+    bundle_digest: str
     artifact: str
     runtime: str
-    versions: dict[str, str]
-    boot: str
+    python: str = ""
+    machine: str = ""
     at_ts: float = 0.0
     at_mono_ns: int = 0
 

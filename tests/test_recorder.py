@@ -41,18 +41,17 @@ from tests.fakes import FakeClock, textured
 from tests.parts import part
 
 WAIT_S = 20.0
-SESSION = Session(
-    config='[station]\nsite = "s"\n',
-    config_hash="c" * 64,
-    recipes={"ab" * 32: 'name = "pcb"\n'},
-    bundle_digest="d" * 64,
-    product="pcb",
-    product_version=4,
-    artifact="detector.onnx",
-    runtime="onnxruntime 1.23.2 fp32 any",
-    versions={"edge": "1"},
-    boot="boot1",
-)
+SESSION = {
+    "boot": "boot1",
+    "version": "0.1.0",
+    "config": '[station]\nsite = "s"\n',
+    "recipes": {"ab" * 32: 'name = "pcb"\n'},
+    "product": "pcb",
+    "product_version": 4,
+    "bundle_digest": "d" * 64,
+    "artifact": "detector.onnx",
+    "runtime": "onnxruntime 1.23.2 fp32 any",
+}
 
 
 class Rig:
@@ -136,7 +135,7 @@ def test_parts_and_events_are_there_in_order_with_all_that_is_known(tmp_path):
         rig.note(kept, lost)
         rig.recorder.note_event("recipe", {"number": 2})
     first, event, whole, without, last = records(tmp_path)
-    assert first.entry.config == SESSION.config
+    assert first.entry.config == SESSION["config"]
     assert (event.entry.kind, event.entry.data) == ("overrun", {"trigger": 6})
     assert whole.entry.part == record_of(kept, ("open",))
     assert all(np.array_equal(unpack(x, (48, 64, 3)), colour) for x in whole.frames)
@@ -156,7 +155,7 @@ def test_every_segment_says_what_its_parts_were_judged_by(tmp_path):
     for path in paths:
         first = read_segment(path).records[0].entry
         assert isinstance(first, Session)
-        assert first.recipes == SESSION.recipes
+        assert first.recipes == SESSION["recipes"]
 
 
 def test_a_recorder_that_is_off_writes_nothing(tmp_path):
