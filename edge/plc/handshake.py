@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from edge.part import Answer, Say, Trigger
@@ -136,6 +136,11 @@ class _Known:
         mine = (self.trigger.serial, self.trigger.recipe)
         return mine == (trigger.serial, trigger.recipe)
 
+    def asked_for(self, trigger: Trigger) -> bool:
+        """Whether the desk's trigger is this one; the desk filled in the recipe where none was named."""
+        recipe = self.trigger.recipe or trigger.recipe
+        return replace(self.trigger, recipe=recipe) == trigger
+
     def settled(self) -> bool:
         """Whether nothing more will become of it."""
         return self.answer is not None or self.refusal is not None
@@ -233,7 +238,7 @@ class Handshake:
         """Fetch the answers given at the desk. A link without a connection calls this too, so that none gets lost."""
         for answer in self._desk.answers():
             known = self._known.get(answer.trigger.number)
-            if known is None or known.trigger.at_mono_ns != answer.trigger.at_mono_ns:
+            if known is None or not known.asked_for(answer.trigger):
                 self._unacknowledged += 1  # its number stands for another part by now
                 continue
             known.answer = answer
