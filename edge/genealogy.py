@@ -373,6 +373,16 @@ class Genealogy:
             (highest,) = self._connection().execute("SELECT max(part) FROM row WHERE kind = 'part'").fetchone()
         return int(highest or 0)
 
+    def highest_part(self) -> int:
+        """The highest number that any part ever had here, void or not; 0 without any.
+
+        Raises:
+            GenealogyError: the file cannot be read.
+        """
+        with self._lock, self._failing("be read"):
+            found = self._connection().execute("SELECT max(part) FROM row WHERE part IS NOT NULL").fetchone()
+        return int(found[0] or 0)
+
     def find(self, *, part: int | None = None, serial: str | None = None) -> list[Row]:
         """The rows of a part by its number or its serial, oldest first; the newest 100 of them.
 
