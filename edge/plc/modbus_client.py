@@ -37,6 +37,7 @@ ANSWER_S = 0.2  # a slave without an answer after so long, and the time of both 
 REFUSED_S = 0.25  # a request that was refused is tried again so often
 STALE_S = 0.5  # what is found in the command block after so long without a look at it is of unknown age
 NOT_YET = (ExcCodes.ACKNOWLEDGE, ExcCodes.DEVICE_BUSY)  # refusals that pass by themselves
+SHORTEST_ANSWER = 5  # bytes
 HEARD_MOST = 1024  # bytes kept while an answer is waited for
 
 
@@ -80,6 +81,7 @@ class ModbusClientLink(LinkThread):
         """See `LinkThread`."""
         self._flight: Flight | None = None
         self._heard = bytearray()
+        self._heard_ns = 0
         self._status: tuple[int, ...] = ()  # what the PLC has of us
         self._text: tuple[int, ...] = ()
         self._takes_text = True
@@ -103,9 +105,12 @@ class ModbusClientLink(LinkThread):
         return self._next_ns()
 
     def _next_ns(self) -> int:
-        own_ns = self._flight.until_ns if self._flight is not None else max(self._free_ns, self._poll_ns)
-        if self._flight is None and self._free_ns > self.clock.mono_ns():
-            own_ns = self._free_ns  # what waits to be written waits for this
+        if self._flight is not None:
+            own_ns = self._patience_ns(self._flight)
+        elif self._free_ns > self.clock.mono_ns():
+            own_ns = self._free_ns  # what is to be written waits for this
+        else:
+            own_ns = self._poll_ns
         outputs_ns = self.outputs.next_ns()
         return own_ns if outputs_ns is None else min(own_ns, outputs_ns)
 
@@ -141,17 +146,25 @@ class ModbusClientLink(LinkThread):
     # Answers.
 
     def _hear(self, flight: Flight, data: bytes, before_ns: int, now_ns: int) -> None:
-        self._heard += data
+        if data:
+            self._heard += data
+            self._heard_ns = now_ns
         del self._heard[:-HEARD_MOST]
         answered = find_answer(bytes(self._heard), flight.expected)
         if answered is not None:
             self._flight = None
             self._free_ns = now_ns + self._pause_ns
             self._land(flight, answered, now_ns)
-        elif not data and before_ns >= flight.until_ns:
+        elif not data and before_ns >= self._patience_ns(flight):
             self._flight = None
             self._free_ns = now_ns + self._silence_ns
             self._miss(flight)
+
+    def _patience_ns(self, flight: Flight) -> int:
+        """Until when the answer may come. Behind what may have been it, damaged, the silence is the end."""
+        if len(self._heard) < SHORTEST_ANSWER:
+            return flight.until_ns
+        return min(flight.until_ns, self._heard_ns + self._silence_ns)
 
     def _land(self, flight: Flight, answered: Answered, now_ns: int) -> None:
         expected = flight.expected

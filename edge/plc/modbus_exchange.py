@@ -71,15 +71,14 @@ class Exchange:
         command = read_command(registers)
         self._handshake.beat(command.heartbeat, at_mono_ns)
         self._outputs.counted(command.position)
-        if command.ack:
-            self._handshake.acknowledge(command.ack)
-        if not with_command:
-            return
-        if command.sequence != self._done:
+        if with_command and command.sequence != self._done:
             self._handshake.heard(at_mono_ns)
             self._outcome = self._outcome_of(command, at_mono_ns)
             self._done = command.sequence
-        self._in_touch = True
+        self._in_touch = self._in_touch or with_command
+        # After the command: a trigger that is repeated together with the Ack of its answer is no new part.
+        if command.ack:
+            self._handshake.acknowledge(command.ack)
 
     def blocks(self, now_ns: int) -> Blocks:
         """What the station shows now."""

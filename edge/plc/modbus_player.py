@@ -65,9 +65,11 @@ class Program:
         self._known = False
 
     def want(self, code: Code, ask: Ask) -> None:
-        """A command, after those wanted before."""
+        """A command, after those wanted before; one that is wanted already is not wanted twice."""
         command = Command(code=code, trigger=ask.number, recipe=ask.recipe, encoder=ask.encoder, serial=ask.serial)
-        self._wanted.append(command)
+        open_ones = [*self._wanted, *([self._block] if self._waiting else [])]
+        if not any(_asks(command) == _asks(other) for other in open_ones):
+            self._wanted.append(command)
         self._next()
 
     def beside(self, heartbeat: int, position: int | None) -> None:
@@ -88,9 +90,9 @@ class Program:
             return [Noise()]
         status, before = read_status(registers), self._status
         self._status, self._known = status, True
-        events = [*self._signals(status, before), *self._outputs(status, before)]
-        events += self._outcome(status)
-        events += self._result(status)
+        # What is settled first: who sees Ready asks anew for all that is open.
+        events = [*self._outcome(status), *self._result(status)]
+        events += [*self._outputs(status, before), *self._signals(status, before)]
         self._next()
         return events
 
@@ -123,6 +125,8 @@ class Program:
         last, self._result_id = self._result_id, 0 if result is None else result.result_id
         if result is None or result.result_id == last:
             return []
+        wanted = [c for c in self._wanted if c.code != Code.TRIGGER or c.trigger != result.trigger]
+        self._wanted = deque(wanted)  # a repetition of what is answered would be another part
         reason = _REASON_NAMES.get(result.reason, result.reason)
         return [Answered(result.trigger, result.result_id, result.say.value, reason)]
 
@@ -285,6 +289,11 @@ class SlavePlayer(_Side):
                 return done, []
             return ExceptionResponse(function, ExcCodes.ILLEGAL_ADDRESS), []
         return ExceptionResponse(function, ExcCodes.ILLEGAL_FUNCTION), []
+
+
+def _asks(command: Command) -> Command:
+    """The command alone, without what stands beside it."""
+    return replace(command, heartbeat=0, ack=0, position=None, sequence=0)
 
 
 def _signals(status: Status) -> Seen:

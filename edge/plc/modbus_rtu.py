@@ -62,9 +62,8 @@ class RefusedError(Exception):
 class Splitter:
     """Finds the frames in what a slave hears: requests to it and to others, and the others' answers.
 
-    In step, frames are cut off by their length. A frame that is damaged or unknown puts it out of step; then
-    everything is kept until a silence, and the last bytes before that are taken if they are a whole frame. The rest
-    is thrown away and counted.
+    In step, frames are cut off by their length. What is damaged or unknown puts it out of step; then everything is kept
+    until a silence, and what lies in it of requests to us is taken. The rest is thrown away and counted.
 
     >>> splitter = Splitter(unit=1)
     >>> request = read_request(1, 100, 13)
@@ -97,14 +96,13 @@ class Splitter:
         return frames
 
     def silence(self) -> list[Frame]:
-        """The line was silent for longer than a frame may be: a last frame, if there is one, and a new beginning."""
-        if not self._buffer:
-            return []
-        found = self._last()
+        """The line was silent for longer than a frame may be: what can be rescued, and a new beginning."""
+        data = bytes(self._buffer)
         self._reset()
-        if found is None or found[0]:
-            self.garbage += 1
-        return [found[1]] if found is not None else []
+        if SHORTEST <= len(data) <= LONGEST and crc_ok(data):  # of a function whose length nobody knows
+            return [Frame(data[0], data[1:-2])]
+        self.garbage += bool(data)
+        return self._rescued(data)
 
     def clear(self) -> None:
         """Forget what was heard: the port was opened anew."""
@@ -126,17 +124,18 @@ class Splitter:
         self._in_step = any(size > len(data) for size in sizes)
         return None
 
-    def _last(self) -> tuple[int, Frame] | None:
-        """Where the frame before the silence begins, and the frame."""
-        data = bytes(self._buffer[-LONGEST:])
-        skipped = len(self._buffer) - len(data)
-        if not skipped and len(data) >= SHORTEST and crc_ok(data):
-            return 0, Frame(data[0], data[1:-2])
-        for start in range(len(data) - SHORTEST + 1):
-            rest = data[start:]
-            if _size(_REQUESTS, rest) == len(rest) and crc_ok(rest):
-                return skipped + start, Frame(rest[0], rest[1:-2])
-        return None
+    def _rescued(self, data: bytes) -> list[Frame]:
+        """The requests to us that lie between garbage."""
+        frames = []
+        at = 0
+        while at <= len(data) - SHORTEST:
+            size = _size(_REQUESTS, data[at:]) if data[at] == self._unit else None
+            if size is not None and at + size <= len(data) and crc_ok(data[at : at + size]):
+                frames.append(Frame(data[at], data[at + 1 : at + size - 2]))
+                at += size
+            else:
+                at += 1
+        return frames
 
     def _sizes(self, data: bytes) -> list[int]:
         """How long the frame that begins here may be, shortest first. What others answer is a frame too."""
@@ -295,22 +294,27 @@ class Answered:
 
 
 def find_answer(data: bytes, expected: Expected) -> Answered | None:
-    """The answer in what was heard since the request left; None: it is not there yet.
-
-    It ends where the data ends: a master hears nothing after an answer, since nobody speaks unasked. What stands
-    before it is an echo of the request, or noise.
+    """The answer in what was heard since the request left; None: it is not there. Noise may stand around it.
 
     >>> expected = Expected(unit=1, function=READ, count=1)
-    >>> find_answer(bytes.fromhex("0103020007f986"), expected)
+    >>> find_answer(bytes.fromhex("ff 0103020007f986 00"), expected)
     Answered(registers=(7,), refused=None)
     >>> find_answer(bytes.fromhex("0103020007f987"), expected) is None
     True
     """
-    tail = data[-expected.size :]
-    if len(tail) == expected.size and tail.startswith(expected.begins) and crc_ok(tail):
-        values = tail[3:-2] if expected.function == READ else b""
+    done = _find(data, expected.begins, expected.size)
+    if done is not None:
+        values = done[3:-2] if expected.function == READ else b""
         return Answered(struct.unpack(f">{len(values) // 2}H", values))
-    tail = data[-5:]
-    if len(tail) == 5 and tail[:2] == bytes((expected.unit, expected.function | 0x80)) and crc_ok(tail):
-        return Answered(refused=tail[2])
+    refused = _find(data, bytes((expected.unit, expected.function | 0x80)), 5)
+    return Answered(refused=refused[2]) if refused is not None else None
+
+
+def _find(data: bytes, begins: bytes, size: int) -> bytes | None:
+    """The frame of this beginning and size whose CRC is right."""
+    at = data.find(begins)
+    while 0 <= at <= len(data) - size:
+        if crc_ok(data[at : at + size]):
+            return data[at : at + size]
+        at = data.find(begins, at + 1)
     return None

@@ -114,10 +114,12 @@ class ModbusServerLink(LinkThread):
         self._splitter = Splitter(settings.unit)
         self._silence_ns = round(silence_s(settings.baud) * 1e9)
         self._heard_ns = 0
+        self._owed: Frame | None = None  # a request that was done and not answered
 
     def opened(self) -> None:
         """See `LinkThread`."""
         self._splitter.clear()
+        self._owed = None
         self._exchange.out_of_touch()
 
     def turn(self) -> int:
@@ -144,18 +146,23 @@ class ModbusServerLink(LinkThread):
         self.garbage = self._splitter.garbage
 
     def _answer(self, frames: list[Frame], heard_ns: int) -> None:
-        """Do all requests to us and answer the last one: behind it the master waits for no other."""
-        replies = [
-            self._registers.reply(frame, heard_ns, self.clock.mono_ns)
-            for frame in frames
-            if frame.unit == self.settings.unit
-        ]
-        if not replies or frames[-1].unit != self.settings.unit or self._splitter.waiting:
-            return  # the line is not ours any more
-        self.port.write(replies[-1].frame)
-        saying = replies[-1].saying
-        if saying is not None:
-            self.handshake.sent(saying, self.clock.mono_ns())
+        """Do all requests to us and answer the last one: behind it the master waits for no other.
+
+        What follows it may be the next request, or noise. Which of them shows a silence; until then we hold our peace.
+        """
+        reply = None
+        for frame in frames:
+            ours = frame.unit == self.settings.unit
+            reply = self._registers.reply(frame, heard_ns, self.clock.mono_ns) if ours else None
+            self._owed = frame if ours else None
+        if self._owed is None or self._splitter.waiting:
+            return
+        if reply is None:  # it had to wait: what the master reads is as of now
+            reply = self._registers.reply(self._owed, heard_ns, self.clock.mono_ns)
+        self._owed = None
+        self.port.write(reply.frame)
+        if reply.saying is not None:
+            self.handshake.sent(reply.saying, self.clock.mono_ns())
 
     def _linger(self) -> None:
         """Let the master read a last result."""
