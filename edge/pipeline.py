@@ -90,7 +90,8 @@ class Pipeline:
                 scores = _on_frame(self._anomaly.judge(features), seen, frame)
                 watch.lap("anomaly")
         if gate_result.passed:
-            verdict = decide.decide(detections, self._recipe.detect, self._classes, scores)
+            height, width = frame.image.shape[:2]
+            verdict = decide.decide(detections, self._recipe.detect, self._classes, scores, (width, height))
         else:
             verdict = decide.refuse(gate_result)
         watch.lap("decide")

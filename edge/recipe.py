@@ -52,6 +52,7 @@ class DetectRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fie
     class_threshold: dict[str, Annotated[float, Meta(gt=0, lt=1)]] = {}  # a class's own, by its name
     nms_iou: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
+    # Which boxes count at all. Neither touches the anomaly score, which is of the whole part.
     classes: list[str] = []  # only these make a part bad or doubtful; empty: all of the bundle
     region: tuple[Share, Share, Share, Share] = (0.0, 0.0, 1.0, 1.0)  # as `roi`; a box centred outside it is none
 

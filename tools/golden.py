@@ -25,7 +25,7 @@ from edge.boxes import Float
 from edge.bundle.manifest import Golden, GoldenBox, GoldenSample
 from edge.capture.board import DEFECTS, draw_board
 from edge.capture.optics import expose
-from edge.decide import decide, refuse
+from edge.decide import counting, decide, refuse
 from edge.detect import Detector, DetectSettings, Predictor
 from edge.preprocess import Image, InputSpec, preprocess
 from edge.recipe import DetectRecipe, Recipe
@@ -151,8 +151,10 @@ def answer(candidate: Candidate, detector: Detector, recipe: Recipe, classes: Se
     every = detector.detect(candidate.image)
     gated = gate.check(candidate.image, recipe.gate)
     found = every.above(least_confidence(recipe.detect))
-    verdict = decide(found, recipe.detect, classes) if gated.passed else refuse(gated)
-    return Answer(candidate, found, verdict.kind, verdict_margin(every, recipe.detect, classes))
+    height, width = candidate.image.shape[:2]
+    counted = counting(every, recipe.detect, classes, (width, height))
+    verdict = decide(counted, recipe.detect, classes, size=(width, height)) if gated.passed else refuse(gated)
+    return Answer(candidate, found, verdict.kind, verdict_margin(counted, recipe.detect, classes))
 
 
 def verdict_margin(found: Detections, recipe: DetectRecipe, classes: Sequence[str]) -> float:
