@@ -22,10 +22,17 @@ from edge.capture.camera import CameraStatus, CameraThread
 from edge.capture.intake import Intake
 from edge.clock import Clock, SystemClock
 from edge.config import Camera, Config, config_hash
-from edge.errors import DEBUG_VARIABLE, ConfigError, EdgeError, OutboxError
-from edge.event import CameraState, Info, LedgerCounts, Response, State, Topics
+from edge.errors import DEBUG_VARIABLE, ConfigError, EdgeError, GenealogyError, OutboxError, UsageError
+from edge.event import Books, CameraState, Info, LedgerCounts, Response, State, Topics
+from edge.fronts import FreeRunning, Front
+from edge.genealogy import Genealogy
+from edge.keeping import open_kept
+from edge.line_assembly import make_line
+from edge.line_care import LineCare, override
 from edge.outbox import Outbox
+from edge.plc.link import Link
 from edge.publish import Publisher
+from edge.recipes import hash_of
 from edge.records import Loss
 from edge.serving import open_product
 from edge.station import Serving, Station
@@ -38,6 +45,9 @@ log = logging.getLogger(__name__)
 TICK_S = 0.2
 CAMERA_STOP_S = 3.0
 PUBLISHER_STOP_S = 5.0
+LINK_STOP_S = 3.0
+LOOK_S = 0.2  # how often the loop looks at what goes on beside the parts
+VERBS = ("status", "relearn", "recipe", "override")
 
 
 class StopFlag:
@@ -79,7 +89,8 @@ class Daemon:
         self._clock = clock
         self._down = down
         self._boot = secrets.token_hex(4)
-        self._health_due_ns = 0
+        self._health_due_ns = self._look_due_ns = 0
+        self._told_books: tuple[LedgerCounts, int] | None = None
         self._watchdog_due_ns = 0
         self._watchdog_s = notify.watchdog_interval_s()
         station = config.station
@@ -94,22 +105,29 @@ class Daemon:
             _bundle_folder(config),
             config.runtime,
             recipe_file=Path(config.paths.recipe) if config.paths.recipe else None,
+            recipe_folder=Path(config.paths.recipes) if config.paths.recipes else None,
+            cameras=[camera.id for camera in config.camera],
             trial_marks=state / "trials",
         )
         self._tally = Tally(state / "triggers")
         self._down.callback(self._tally.close)
         self._outbox = Outbox(state / "outbox.db", int(config.outbox.quota_mb * 1e6), self._boot, self._clock)
         self._down.callback(self._outbox.close)
-        self._intake = Intake(on_trigger=self._tally.add)
+        self._kept, self._genealogy = open_kept(config, self.product, self._clock, self._boot, self._down)
         counts, parts = self._restore()
         self._publisher = Publisher(
-            config.mqtt, self._topics, self._outbox, self._boot, self._clock, self._answer, ("status", "relearn")
+            config.mqtt, self._topics, self._outbox, self._boot, self._clock, self._answer, VERBS
         )
         self.station = self._make_station(counts, parts)
+        self._make_front()
         self._publisher.start()
         self._down.callback(self._publisher.stop, PUBLISHER_STOP_S)
         self._tell_who_we_are()
-        self._down.callback(self._settle_rest)
+        self._down.callback(self._last_words)
+        if self._link is not None:
+            self._link.start()
+            self._down.callback(self._link.stop, LINK_STOP_S)
+        self._down.callback(self._front.finish)
         self._down.callback(self._stop_cameras)
         for settings in config.camera:
             self._start_camera(settings)
@@ -121,6 +139,10 @@ class Daemon:
             counts = ledger.empty()
             self._tally.set(0)
             self._outbox.save_ledger(counts, parts)
+        elif self._genealogy is not None:
+            self._genealogy.void_after(parts)
+        if self._genealogy is not None:  # no number of a part comes twice, whatever was lost
+            parts = max(parts, self._genealogy.highest_part())
         unsettled = self._tally.count - counts.triggers
         if unsettled > 0:
             log.warning("the last run ended with %d triggers unsettled: counted as lost (shutdown)", unsettled)
@@ -132,7 +154,10 @@ class Daemon:
     def _make_station(self, counts: LedgerCounts, parts: int) -> Station:
         product = self.product
         pipeline = product.pipeline(self._clock.mono_ns)
-        serving = Serving(product.classes, product.shown_from, product.digest, product.foreign_from)
+        serving = Serving(
+            product.classes, product.shown_from, product.digest, product.foreign_from,
+            product.recipe.name, hash_of(product.recipe),
+        )  # fmt: skip
         station = Station(
             pipeline,
             serving,
@@ -145,7 +170,12 @@ class Daemon:
             parts,
             lambda: self._tally.count,
             self._make_watch(),
+            self._kept,
         )
+        if self._genealogy is not None and self._genealogy.set_aside:
+            aside = self._genealogy.set_aside
+            text = f"the genealogy was damaged and has been set aside as {aside}; a new chain begins"
+            station.alarm("genealogy_set_aside", "error", text, "Keep the file; check the disk.")
         if self._outbox.set_aside:
             station.alarm(
                 "outbox_set_aside",
@@ -154,6 +184,19 @@ class Daemon:
                 "Keep the file for recovery; check the disk.",
             )
         return station
+
+    def _make_front(self) -> None:
+        """How parts come: from the cameras alone, or as the PLC says."""
+        self._link: Link | None = None
+        self._care: LineCare | None = None
+        if self._config.plc is None:
+            self._front: Front = FreeRunning(Intake(on_trigger=self._tally.add), self.station)
+            return
+        made = make_line(
+            self._config, self.product, self.station, self._kept, self._publisher, self._topics, self._clock,
+            self._tally.add, self._meanwhile,
+        )  # fmt: skip
+        self._front, self._care, self._desk, self._link = made.front, made.care, made.desk, made.link
 
     def _make_watch(self) -> StreamWatch | None:
         product = self.product
@@ -182,10 +225,11 @@ class Daemon:
             cameras=[camera.id for camera in config.camera],
         )
         self._publisher.live(self._topics.info, info, retain=True)
+        self.station.row("start", {"version": __version__, "bundle": product.digest, "config_hash": info.config_hash})
         log.info("serving %s on %s", info.bundle, info.runtime)
 
     def _start_camera(self, settings: Camera) -> None:
-        camera = CameraThread(settings, make_source(settings), self._intake, self._clock, self._tell_camera)
+        camera = CameraThread(settings, make_source(settings), self._front.sink, self._clock, self._tell_camera)
         self._cameras.append(camera)
         camera.start()
 
@@ -212,19 +256,27 @@ class Daemon:
 
     def loop(self, stop: StopFlag) -> None:
         """The inspection loop: this thread made the predictor and is the only one to run it."""
-        first = True
+        self._stop = stop
+        if self._care is not None:
+            self._desk.open()
+        parts: int | None = self.station.parts
         while not stop.requested:
             # Looked at before the wait: what an ending camera delivers last is still taken.
             ended = all(camera.status().state is CaptureState.ENDED for camera in self._cameras)
-            taken = self._intake.take(TICK_S)
-            if taken is not None and self.station.settle(taken) is not None and first:
-                first = False
+            came = self._front.turn(TICK_S)
+            if parts is not None and self.station.parts > parts:
+                parts = None
                 log.info("first verdict")
             self._housekeeping()
-            if taken is None and ended:
+            if not came and ended and self._care is None:  # a PLC goes on to be answered
                 log.info("every camera has ended")
                 break
         notify.stopping()
+
+    def _meanwhile(self) -> bool:
+        """Called by the front while it waits for a frame; True: stop."""
+        self._housekeeping()
+        return self._stop.requested
 
     def _watch_cameras(self) -> None:
         """A camera that gives no frames is an alarm for as long as it does not."""
@@ -238,29 +290,49 @@ class Daemon:
                 self.station.over(code)
 
     def _housekeeping(self) -> None:
-        self._watch_cameras()
         now = self._clock.mono_ns()
+        if now >= self._look_due_ns:
+            self._look_due_ns = now + int(LOOK_S * 1e9)
+            self._watch_cameras()
+            self._front.tick()
+            self.station.check_kept()
+            self._tell_books()
         if now >= self._health_due_ns:
             self._health_due_ns = now + int(self._config.publish.health_s * 1e9)
             self.station.save()
-            self._publisher.live(self._topics.health, self.station.health())
+            self._publisher.live(self._topics.health, self.station.health(self._front.health()))
             self.station.tell_drift()
+            if self._genealogy is not None:
+                self._prune(self._genealogy)
         if self._watchdog_s and now >= self._watchdog_due_ns and self._all_alive():
             self._watchdog_due_ns = now + int(self._watchdog_s / 3 * 1e9)
             notify.watchdog()
 
-    def _all_alive(self) -> bool:
-        return self._publisher.alive() and all(camera.alive() for camera in self._cameras)
+    def _prune(self, rows: Genealogy) -> None:
+        try:
+            rows.prune(self._clock.ts())
+        except GenealogyError as error:
+            log.warning("old rows of the genealogy stay: %s", error)
 
-    def _settle_rest(self) -> None:
-        """After the cameras have stopped: what is left becomes a named loss, and the last word is said."""
-        self._intake.close()
-        if (taken := self._intake.take(0)) is not None:
-            self.station.settle(taken)
-        self.station.lose(Loss.SHUTDOWN, self._intake.remaining())
+    def _tell_books(self) -> None:
+        """The ledger, whenever it has changed."""
+        counts, in_flight = self.station.counts, self._tally.count - self.station.counts.triggers
+        if (counts, in_flight) != self._told_books:
+            self._told_books = counts, in_flight
+            books = Books(ledger=counts, in_flight=in_flight, balanced=counts.balanced and in_flight >= 0)
+            self._publisher.live(self._topics.ledger, books, retain=True)
+
+    def _all_alive(self) -> bool:
+        link = self._link is None or self._link.alive()
+        return link and self._publisher.alive() and all(camera.alive() for camera in self._cameras)
+
+    def _last_words(self) -> None:
+        """After everything that brings or answers parts has stopped."""
         self.station.save()
-        self._publisher.live(self._topics.health, self.station.health())
+        self._tell_books()
+        self._publisher.live(self._topics.health, self.station.health(self._front.health()))
         counts = self.station.counts
+        self.station.row("stop", {"triggers": counts.triggers, "balanced": counts.balanced})
         log.info("ledger: %d triggers, verdicts %s, losses %s", counts.triggers, counts.verdicts, counts.losses)
 
     def check_books(self) -> None:
@@ -273,13 +345,18 @@ class Daemon:
         if not counts.balanced or counts.triggers != captured:
             raise EdgeError(f"the ledger does not balance: {captured} triggers captured, settled are {counts}")
 
-    def _answer(self, verb: str, _payload: bytes) -> Response:
+    def _answer(self, verb: str, payload: bytes) -> Response:
         if verb == "relearn":
             return self._relearn()
+        if verb == "override":
+            return override(self._genealogy, payload)
+        if verb == "recipe":
+            if self._care is None:
+                raise UsageError("recipes are chosen by a PLC's triggers, and the config has no [plc]")
+            return self._care.set_recipe(payload)
         counts, stored = self.station.counts, self._outbox.counts()
         data = {"triggers": str(counts.triggers), "balanced": str(counts.balanced).lower(), "depth": str(stored.depth)}
         return Response(transaction="", ok=True, text=f"running {self.product.runtime}", data=data)
-
 
     def _relearn(self) -> Response:
         """What the frames are like now is to count as good: for after new lamps, a new lens, a new material."""

@@ -256,10 +256,14 @@ class Station:
         self._window.note("latency", latency_ms)
         return True
 
+    def note(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Something that an incident is to show; not durable."""
+        if self._kept.recorder is not None:
+            self._kept.recorder.note_event(kind, data)
+
     def row(self, kind: str, body: Mapping[str, Any]) -> bool:
         """A row of the genealogy that is no part; False when it could not be stored, which is told."""
-        if self._kept.recorder is not None:
-            self._kept.recorder.note_event(kind, body)
+        self.note(kind, body)
         if self._kept.rows is None:
             return False
         try:

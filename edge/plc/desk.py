@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from edge.part import Answer, Trigger
@@ -13,6 +13,7 @@ from edge.part import Answer, Trigger
 # Answers that no link fetches (its cable is out for long): beyond so many the oldest are forgotten, and counted.
 ANSWERS_KEPT = 256
 FETCH_S = 0.005
+REFUSED_KEPT = 256
 
 
 class Refusal(str, Enum):
@@ -42,17 +43,36 @@ class Signals:
 
 @dataclass(frozen=True)
 class Taken:
-    """What one `take` gave: a trigger, and how many were refused as overrun since the take before."""
+    """What one `take` gave.
+
+    Attributes:
+        trigger: the one that has waited longest; None when there was only refusal to tell of.
+        overruns: how many were refused before it, since the take before.
+        refused: these themselves, in their order; at most the last `REFUSED_KEPT`.
+    """
 
     trigger: Trigger | None
     overruns: int
+    refused: tuple[Trigger, ...] = ()
+
+
+@dataclass
+class _Waiting:
+    """A trigger that was taken, and the refusals before it since the one before."""
+
+    trigger: Trigger | None = None
+    overruns: int = 0
+    refused: deque[Trigger] = field(default_factory=lambda: deque(maxlen=REFUSED_KEPT))
+
+    def taken(self) -> Taken:
+        return Taken(self.trigger, self.overruns, tuple(self.refused))
 
 
 class Desk:
     """Triggers one way, answers the other.
 
-    Every trigger offered before `close` comes out exactly once: taken by the station, in the overruns of a `take`, or
-    in `remaining`. A trigger is counted (`on_trigger`) when it is offered, whatever becomes of it.
+    Every trigger offered before `close` comes out exactly once: taken by the station, among the refusals of a `take`,
+    or in `remaining`. A trigger is counted (`on_trigger`) when it is offered, whatever becomes of it.
     """
 
     def __init__(
@@ -71,9 +91,9 @@ class Desk:
         self._recipe = recipe
         self._on_trigger = on_trigger
         self._changed = threading.Condition()
-        self._waiting: deque[Trigger] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._next = _Waiting()  # its trigger is still to come
         self._in_hand = 0  # taken by the station and not answered
-        self._overruns = 0
         self._answers: deque[Answer] = deque()
         self._error = ""
         self._running = False
@@ -96,12 +116,14 @@ class Desk:
             if self._closed or not self._running:
                 return Refusal.NOT_RUNNING
             self._on_trigger()
-            if len(self._waiting) + self._in_hand >= self._depth:
-                self._overruns += 1
-                self._changed.notify_all()
-                return Refusal.OVERRUN
-            self._waiting.append(trigger if trigger.recipe else replace(trigger, recipe=self._recipe))
             self._changed.notify_all()
+            if len(self._waiting) + self._in_hand >= self._depth:
+                self._next.overruns += 1
+                self._next.refused.append(trigger)
+                return Refusal.OVERRUN
+            self._next.trigger = trigger if trigger.recipe else replace(trigger, recipe=self._recipe)
+            self._waiting.append(self._next)
+            self._next = _Waiting()
         return None
 
     def answers(self) -> list[Answer]:
@@ -139,16 +161,15 @@ class Desk:
         self._wake_link()
 
     def take(self, timeout_s: float) -> Taken | None:
-        """The trigger that has waited longest, with the overruns since the last take; None: nothing happened."""
+        """The trigger that has waited longest, with the refusals before it; None: nothing happened."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting or self._overruns, timeout_s)
-            trigger = self._waiting.popleft() if self._waiting and not self._closed else None
-            if trigger is None and not self._overruns:
-                return None
-            taken = Taken(trigger, self._overruns)
-            self._overruns = 0
-            if trigger is not None:
+            self._changed.wait_for(lambda: self._closed or self._waiting or self._next.overruns, timeout_s)
+            if self._waiting and not self._closed:
                 self._in_hand += 1
+                return self._waiting.popleft().taken()
+            if not self._next.overruns or self._waiting:
+                return None
+            taken, self._next = self._next.taken(), _Waiting()
             return taken
 
     def idle(self) -> bool:
@@ -181,13 +202,14 @@ class Desk:
         self._wake_link()
 
     def close(self) -> None:
-        """Take no more triggers and hand out none; the overruns not told yet can still be taken."""
+        """Take no more triggers and hand out none; what is left is in `remaining`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._wake_link()
 
-    def remaining(self) -> list[Trigger]:
-        """Triggers that were accepted and never taken: those waiting at `close`."""
+    def remaining(self) -> list[Taken]:
+        """After `close`: what was not taken, in its order; the last may be refusals alone."""
         with self._changed:
-            return list(self._waiting) if self._closed else []
+            left = [*self._waiting, self._next] if self._next.overruns else list(self._waiting)
+            return [waiting.taken() for waiting in left] if self._closed else []

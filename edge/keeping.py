@@ -1,0 +1,76 @@
+"""Opens what is kept of parts beside the outbox: genealogy, evidence and recorder."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import __version__, recipe
+from edge.annotate import annotate
+from edge.clock import Clock
+from edge.config import Config, config_hash, effective
+from edge.evidence import Evidence
+from edge.genealogy import About, Genealogy
+from edge.ports import Kept
+from edge.recipes import hash_of
+from edge.recorder import Recorder
+from edge.records import Inspection
+from edge.serving import Product
+
+WRITERS_STOP_S = 5.0
+
+
+def open_kept(
+    config: Config, product: Product, clock: Clock, boot: str, down: ExitStack
+) -> tuple[Kept, Genealogy | None]:
+    """Open and start what the config wants; what is started is pushed on `down`.
+
+    Raises:
+        GenealogyError: rows cannot be stored here.
+    """
+    state = Path(config.paths.state)
+    rows = pictures = recorder = None
+    if config.genealogy.use:
+        about = About(product.digest, config_hash(config), product.classes)
+        rows = Genealogy(state / "genealogy.db", clock, boot, config.genealogy, about)
+        down.callback(rows.close)
+    if config.evidence.use:
+        pictures = _evidence(config, product, clock, down)
+    if config.recorder.use:
+        recorder = Recorder(
+            state / "recorder", config.recorder, clock, _session(config, product, boot), classes=product.classes
+        )
+        recorder.start()
+        down.callback(recorder.stop, WRITERS_STOP_S)
+    return Kept(rows, pictures, recorder), rows
+
+
+def _evidence(config: Config, product: Product, clock: Clock, down: ExitStack) -> Evidence:
+    def draw(inspection: Inspection) -> NDArray[np.uint8]:
+        return annotate(inspection, product.classes, product.shown_from, None, product.foreign_from)
+
+    about = {"bundle_digest": product.digest, "config_hash": config_hash(config), "version": __version__}
+    folder = Path(config.paths.state) / "evidence"
+    pictures = Evidence(folder, config.evidence, clock, about, draw, classes=product.classes)
+    pictures.start()
+    down.callback(pictures.stop, WRITERS_STOP_S)
+    return pictures
+
+
+def _session(config: Config, product: Product, boot: str) -> dict[str, Any]:
+    """What a replay needs to know once."""
+    return {
+        "boot": boot,
+        "version": __version__,
+        "config": effective(config),
+        "recipes": {hash_of(each): recipe.dump(each) for each in product.recipes.recipes},
+        "product": product.manifest.product,
+        "product_version": product.manifest.version,
+        "bundle_digest": product.digest,
+        "artifact": product.artifact.file,
+        "runtime": product.runtime,
+    }
