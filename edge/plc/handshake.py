@@ -179,7 +179,7 @@ class Handshake:
         self._known: dict[int, _Known] = {}  # by trigger number, oldest first
         self._fresh: deque[_Known] = deque()  # answered, not said yet
         self._unacked: dict[int, _Known] = {}  # by result id, said, oldest first
-        self._heard_ns = 0
+        self._heard_ns = self._connected_ns = 0
         self._plc_beat: int | None = None
         self._late = self._unacknowledged = self._answered = self._overruns = self._repeated = 0
 
@@ -187,7 +187,7 @@ class Handshake:
 
     def connected(self, now_ns: int) -> None:
         """The port is open, for the first time or again: what has no Ack is said anew, the PLC gets time to speak."""
-        self._heard_ns = now_ns
+        self._heard_ns = self._connected_ns = now_ns
         self._plc_beat = None
         for known in self._unacked.values():
             known.again = True
@@ -298,6 +298,10 @@ class Handshake:
 
     # What the link wants to know.
 
+    def alive(self) -> bool:
+        """Whether the PLC gave a sign of life since the port was opened."""
+        return self._heard_ns > self._connected_ns
+
     def silent(self, now_ns: int) -> bool:
         """Whether the PLC said nothing for `SILENT_BEATS` heartbeats."""
         return now_ns - self._heard_ns > SILENT_BEATS * self._beat_ns
@@ -348,7 +352,7 @@ class Handshake:
 
     def _give_up(self, now_ns: int) -> None:
         """Say no more what was said often enough, what nobody waits for any more, and what is too much."""
-        limit_ns = ACKS_AWAITED * self._ack_ns
+        limit_ns = round((ACKS_AWAITED + 0.5) * self._ack_ns)  # so that the last repetition is not missed by a hair
         excess = len(self._unacked) - KEPT
         old = [k for k in self._unacked.values() if _older(k.first_said_ns, now_ns, limit_ns) or self._over(k, now_ns)]
         old += [k for k in list(self._unacked.values())[: max(excess, 0)] if k not in old]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.25  # how long the thread waits at most before it looks whether it should stop
 CHECK_S = 0.5  # how often it looks whether the path still leads to the device that is open
 HUNG_S = 10.0  # a thread without progress for so long hangs; every call in it has a shorter limit
-STEADY_S = 2.0  # a port that worked for so long is opened again without a growing pause
+STEADY_S = 2.0  # a port that worked for so long, or over which the PLC was heard, is opened again soon
 SAME_NEWS_S, NEWS_KEPT = 60.0, 20
 MARGIN_BYTES = 48  # an answer on the wire, for the time that it takes
 
@@ -175,7 +175,7 @@ class LinkThread(ABC):
         retry = Retry()
         failed = False
         while not self._stop.is_set():
-            self._beat_ns = self.clock.mono_ns()
+            began_ns = self._beat_ns = self.clock.mono_ns()
             try:
                 self._open(failed)
                 self._serve()
@@ -188,11 +188,15 @@ class LinkThread(ABC):
                 self.outputs.link_lost()
                 self.port.close()
             failed = True
-            if self.clock.mono_ns() - self._opened_ns > STEADY_S * 1e9:
+            if self._opened_ns >= began_ns and self._worked():
                 retry.reset()
             self.handshake.collect(self.clock.mono_ns())
             self._stop.wait(retry.pause_s())
         self.outputs.close()
+
+    def _worked(self) -> bool:
+        """Whether the connection that just ended was a real one, so that the port may well be there again at once."""
+        return self.handshake.alive() or self.clock.mono_ns() - self._opened_ns > STEADY_S * 1e9
 
     def _open(self, again: bool) -> None:
         self.port.open()
