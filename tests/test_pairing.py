@@ -132,6 +132,7 @@ def test_a_frame_that_turns_out_to_show_the_next_part_is_told() -> None:
     told = pair.begin(trigger(12, 140))
     assert "given to trigger 11 (30.0 ms off) is nearer to trigger 12 (10.0 ms off)" in told
     assert pair.crossed == 1
+    assert said(pair.look(frames(130), ns(200))) == "already_shown", "nor does it show both"
     assert pair.begin(trigger(13, 400)) == "", "once"
 
 
