@@ -95,7 +95,7 @@ class _Walk:
                 self._begin(row, reader.pruned() if row.n != 1 else None)
             wrong = self._wrong(row)
             if wrong:
-                self._broken.append(wrong + self._which(row, next(rows, None)))
+                self._broken.append(wrong + (self._which(row, next(rows, None)) if "altered" in wrong else ""))
                 return
             self._first = self._first or row
             self._last, self._before = row, row.hash
@@ -129,6 +129,10 @@ class _Walk:
         if row.n == 1:
             self._before = FIRST_HASH
             return
+        number = row.content.get("n")
+        if isinstance(number, int) and number != row.n:
+            self._broken.append(f"row {row.n}: it stands in the place of another, its content is that of row {number}")
+            return
         told = prune.content if prune is not None else {}
         through, digest = told.get("through"), told.get("hash")
         if prune is None or not isinstance(through, int) or not isinstance(digest, str):
@@ -146,9 +150,10 @@ class _Walk:
         if last is not None and row.n != last.n + 1:
             missing = f"row {last.n + 1} is" if row.n == last.n + 2 else f"rows {last.n + 1} to {row.n - 1} are"
             return f"{missing} missing between row {last.n} and row {row.n}"
-        if row.n == 1 and row.kind != "begin":
+        wrong = fault(row, self._before) if self._before is not None else ""
+        if not wrong and row.n == 1 and row.kind != "begin":
             return f"row 1: it is no beginning of a chain, but of the kind {row.kind}"
-        return fault(row, self._before) if self._before is not None else ""
+        return wrong
 
     def _which(self, row: Row, following: Row | None) -> str:
         """Whether it is the content or the hash that was altered, as far as the row after it tells."""
