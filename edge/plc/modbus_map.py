@@ -21,9 +21,9 @@ COMMAND_AT, STATUS_AT, TEXT_AT = 0, 100, 120  # the blocks' first registers, cou
 COMMAND_SEED, STATUS_SEED, TEXT_SEED = 4321, 8765, 12345  # a block is no other's, and never valid when all zero
 TEXT_REGISTERS = 16  # of each text: 32 characters
 
-# The check is a polynomial over the registers modulo a prime. All of it fits 32 bits with sign, as PLCs have them.
-# CRC-16 is linear over bits and this is not: what escapes the one is no likelier to escape the other.
-CHECK_FACTOR, CHECK_PRIME = 251, 65521
+# The check is two polynomials over the registers, each modulo a prime. All of it fits 32 bits with sign, as PLCs have
+# them. CRC-16 is linear over bits and this is not: what escapes the one is no likelier to escape the other.
+CHECKS = ((251, 65521), (263, 65519))
 
 
 class At(IntEnum):
@@ -39,7 +39,7 @@ class At(IntEnum):
     FLAGS = 9
     ENCODER = 10  # 2 registers
     SERIAL = 12  # 16 registers
-    CHECK = 28
+    CHECK = 28  # 2 registers
 
 
 class In(IntEnum):
@@ -56,7 +56,7 @@ class In(IntEnum):
     RESULT_ID = 8  # 2 registers
     RESULT_WORD = 10
     RESULT_REASON = 11
-    CHECK = 12
+    CHECK = 12  # 2 registers
 
 
 class Of(IntEnum):
@@ -65,10 +65,10 @@ class Of(IntEnum):
     RESULT_ID = 0  # 2 registers
     REASON = 2  # 16 registers
     ERROR = 18  # 16 registers
-    CHECK = 34
+    CHECK = 34  # 2 registers
 
 
-COMMAND_COUNT, STATUS_COUNT, TEXT_COUNT = At.CHECK + 1, In.CHECK + 1, Of.CHECK + 1
+COMMAND_COUNT, STATUS_COUNT, TEXT_COUNT = At.CHECK + 2, In.CHECK + 2, Of.CHECK + 2
 
 
 class Code(IntEnum):
@@ -181,26 +181,28 @@ class Status:
     error: str = ""
 
 
-def check_of(registers: Sequence[int], seed: int) -> int:
-    """The check over a block's registers, those before its own.
+def check_of(registers: Sequence[int], seed: int) -> list[int]:
+    """The check over a block's registers, those before its own: 2 registers.
 
-    Any one register that changes by less than `CHECK_PRIME` changes the check, and so do two that are exchanged; of
-    all other changes one in 65521 does not.
+    A change of one register always changes it; of all other changes one in 4 thousand million does not.
 
     >>> check_of([], COMMAND_SEED)
-    4321
-    >>> check_of([1, 2], COMMAND_SEED) == ((4321 * 251 + 1) % 65521 * 251 + 2) % 65521
+    [4321, 4321]
+    >>> check_of([1, 2], COMMAND_SEED)[0] == ((4321 * 251 + 1) % 65521 * 251 + 2) % 65521
     True
     """
-    total = seed
-    for register in registers:
-        total = (total * CHECK_FACTOR + register) % CHECK_PRIME
-    return total
+    totals = []
+    for factor, prime in CHECKS:
+        total = seed
+        for register in registers:
+            total = (total * factor + register) % prime
+        totals.append(total)
+    return totals
 
 
 def checked(registers: Sequence[int], seed: int) -> bool:
     """Whether a block ends with its check."""
-    return check_of(registers[:-1], seed) == registers[-1]
+    return check_of(registers[:-2], seed) == list(registers[-2:])
 
 
 def command_registers(command: Command) -> list[int]:
@@ -208,13 +210,13 @@ def command_registers(command: Command) -> list[int]:
 
     >>> block = command_registers(Command(sequence=7, code=Code.TRIGGER, trigger=3, serial="A1"))
     >>> len(block), block[At.SEQUENCE], hex(block[At.SERIAL])
-    (29, 7, '0x4131')
+    (30, 7, '0x4131')
     """
     flags = Flag.ENCODER * (command.encoder is not None) | Flag.POSITION * (command.position is not None)
     beside = [command.heartbeat, *split(command.ack), *split(command.position or 0)]
     asks = [command.sequence, command.code, command.trigger, command.recipe, flags]
     body = [*beside, *asks, *split(command.encoder or 0), *text_registers(command.serial or "")]
-    return [*body, check_of(body, COMMAND_SEED)]
+    return [*body, *check_of(body, COMMAND_SEED)]
 
 
 def read_command(registers: Sequence[int]) -> Command:
@@ -253,7 +255,7 @@ def status_registers(status: Status) -> list[int]:
         result = [shown.trigger, *split(shown.result_id), WORDS[shown.say], reason_number(shown.reason)]
     head = [PROTOCOL, status.heartbeat, signals, status.recipe, status.done, status.outcome, status.outputs]
     body = [*head, *result]
-    return [*body, check_of(body, STATUS_SEED)]
+    return [*body, *check_of(body, STATUS_SEED)]
 
 
 def read_status(registers: Sequence[int]) -> Status:
@@ -281,7 +283,7 @@ def text_block(status: Status) -> list[int]:
     """The text block with its check: whose reason it is, the reason, the error."""
     result_id, reason = (status.result.result_id, status.result.reason) if status.result is not None else (0, "")
     body = [*split(result_id), *text_registers(reason), *text_registers(status.error)]
-    return [*body, check_of(body, TEXT_SEED)]
+    return [*body, *check_of(body, TEXT_SEED)]
 
 
 def reason_number(reason: str) -> int:

@@ -72,7 +72,7 @@ class Registers:
             self._command = command
             self._exchange.take(command, heard_ns, begin <= At.SEQUENCE < end)
             return
-        complete = end > At.CHECK  # one that is written piece by piece ends with the check
+        complete = end == COMMAND_COUNT  # one that is written piece by piece ends with the check
         if complete and not self._exchange.valid(command):
             raise RefusedError(ExcCodes.ILLEGAL_VALUE)
         self._command = command
