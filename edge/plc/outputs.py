@@ -59,13 +59,17 @@ class Schedule:
         """Where the belt is now. A belt that stands still keeps its pulses waiting."""
         last, self._encoder = self._encoder, encoder
         if last is not None and self._went_back(last, encoder) > (self.output.delay_counts or 0):
-            self.dropped["encoder_reset"] += len(self._targets)
+            self._drop("encoder_reset", len(self._targets))
             self._targets.clear()
 
     def step(self, now_ns: int) -> bool:
         """Whether the output is on now."""
         while self._starts_ns and self._starts_ns[0] <= now_ns:
-            self._begin(self._starts_ns.popleft())
+            start_ns = self._starts_ns.popleft()
+            if start_ns + self._pulse_ns <= now_ns:
+                self._drop("missed")
+            else:
+                self._begin(start_ns)
         while self._targets and self._reached(self._targets[0]):
             self._targets.popleft()
             self._begin(now_ns)
@@ -80,7 +84,7 @@ class Schedule:
 
     def reset(self) -> None:
         """Off, and nothing waits any more: the link is lost."""
-        self.dropped["link_lost"] += len(self._starts_ns) + len(self._targets)
+        self._drop("link_lost", len(self._starts_ns) + len(self._targets))
         self._starts_ns.clear()
         self._targets.clear()
         self._encoder = None
@@ -91,7 +95,7 @@ class Schedule:
         if not delay_ms:
             start_ns = now_ns
         elif start_ns + self._pulse_ns <= now_ns:
-            self.dropped["missed"] += 1
+            self._drop("missed")
             return
         self._starts_ns = deque(sorted([*self._starts_ns, start_ns]))
         self._bound(self._starts_ns)
@@ -101,11 +105,11 @@ class Schedule:
             self._begin(now_ns)
             return
         if trigger.encoder is None:
-            self.dropped["no_encoder"] += 1
+            self._drop("no_encoder")
             return
         target = (trigger.encoder + delay) % ENCODER
         if self._encoder != target and self._reached(target):
-            self.dropped["missed"] += 1
+            self._drop("missed")
             return
         self._targets.append(target)
         self._bound(self._targets)
@@ -113,7 +117,11 @@ class Schedule:
     def _bound(self, waiting: deque[int]) -> None:
         if len(waiting) > PENDING:
             waiting.popleft()
-            self.dropped["overflow"] += 1
+            self._drop("overflow")
+
+    def _drop(self, cause: str, pulses: int = 1) -> None:
+        if pulses:
+            self.dropped[cause] += pulses
 
     def _begin(self, start_ns: int) -> None:
         off_ns = start_ns + self._pulse_ns
@@ -242,7 +250,8 @@ class Outputs:
             else:
                 self._ports[str(output.port)].set_line(line, on, now_ns)
         except PlcError:
-            self._failed["line"] += on
+            if on:
+                self._failed["line"] += 1
 
 
 class _LinePort:

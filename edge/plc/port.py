@@ -225,6 +225,8 @@ def _opened(settings: Plc, idle_lines: Sequence[Line]) -> serial.Serial:
     for line in idle_lines:
         setattr(port, line, False)
     port.open()
+    with contextlib.suppress(*_FAULTS, NotImplementedError):  # not every driver has it
+        port.set_low_latency_mode(True)  # an FTDI adapter otherwise holds bytes back for 16 ms
     return port
 
 
