@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,7 @@ from edge.recording import (
     pack,
     read_outline,
     segments_in,
+    this_machine,
 )
 from edge.spool import MOST_BYTES, RETRY_S, DiskState, Spool
 
@@ -84,8 +84,7 @@ class Recorder:
         self._use = settings.use
         self._clock = clock
         self._gaps = _Gaps()
-        here = {"python": platform.python_version(), "machine": platform.machine()}
-        known = msgspec.convert({**here, **session}, Session)
+        known = msgspec.convert({**this_machine(), **session}, Session)
         self._sink = _Writer(folder, settings, clock, known, tuple(classes), self._gaps)
         self._spool: Spool[_Item] = Spool("the recording", folder, self._sink, most_bytes, retry_s)
 

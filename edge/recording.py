@@ -12,6 +12,8 @@ difference is cheap and suits parts: measured on frames of 640x640, 1.0 ms and 2
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import re
 import struct
 import zlib
@@ -21,6 +23,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
+import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +57,7 @@ class Session(msgspec.Struct, kw_only=True, frozen=True):
         config: the site config in force, as TOML text, secrets masked.
         recipes: SHA-256 -> the recipe's TOML text.
         artifact: the model's file in the bundle. runtime: what ran it, in one line.
+        libraries, processor: of that machine, which may matter to the last bit.
     """
 
     boot: str
@@ -67,8 +71,30 @@ class Session(msgspec.Struct, kw_only=True, frozen=True):
     runtime: str
     python: str = ""
     machine: str = ""
+    libraries: str = ""
+    processor: str = ""
     at_ts: float = 0.0
     at_mono_ns: int = 0
+
+
+def this_machine() -> dict[str, str]:
+    """The fields of a session that tell of this machine."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "libraries": f"opencv {cv2.__version__}, numpy {np.__version__}",
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str:
+    """What the kernel calls the processor; "" where it has no name for it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model", "Hardware", "CPU part"):
+                return value.strip()
+    return ""
 
 
 class FrameEntry(msgspec.Struct, kw_only=True, frozen=True):
