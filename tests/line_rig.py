@@ -171,12 +171,16 @@ class LineRig:
         self.clock.advance(0.2)
         return self.answers[-1] if len(self.answers) > before else None
 
-    def close(self) -> None:
-        """An ordered stop."""
+    def stop(self) -> None:
+        """An ordered stop; files stay open."""
         self.line.finish()
         self.station.save()
         self.care.tick()
         self.care.save()
+
+    def close(self) -> None:
+        """An ordered stop, and the end."""
+        self.stop()
         self.kill()
 
     def kill(self) -> None:
