@@ -367,14 +367,21 @@ def in_words(report: dict[str, Any]) -> str:
         f"{'increase' if report['result_ids_increasing'] else 'DO NOT INCREASE'}"
     )
     lines += [f"CONTRADICTION: {text}" for text in report["contradictions"]]
-    good = is_good(report)
-    lines.append("every trigger was answered" if good else "NOT every trigger was answered as it has to be")
+    if not report["sent"]:
+        lines.append(
+            "NO trigger was sent: the station never showed Ready. Does it run, with plc.port set to this port?"
+        )
+    elif is_good(report):
+        lines.append("every trigger was answered")
+    else:
+        lines.append("NOT every trigger was answered as it has to be")
     return "\n".join(lines)
 
 
 def is_good(report: dict[str, Any]) -> bool:
-    """Whether every trigger was answered, once, and in order."""
-    return not report["unanswered"] and not report["contradictions"] and bool(report["result_ids_increasing"])
+    """Whether there were triggers, and every one was answered, once, and in order."""
+    clean = not report["unanswered"] and not report["contradictions"] and report["result_ids_increasing"]
+    return bool(report["sent"] and clean)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -397,20 +404,21 @@ def _play(args: argparse.Namespace) -> int:
         check=not args.no_check,
         unit=args.unit,
     )
-    cable: Cable = PortCable(settings) if args.port else PtyCable(args.link)
+    cable = PortCable(settings) if args.port else PtyCable(args.link)
     cable.plug()
     if isinstance(cable, PtyCable):
         print(f"the PLC is on {args.link or cable.path}; set plc.port to it", flush=True)
-    cable_problem = getattr(cable, "problem", "")
-    if cable_problem:
-        raise PlcError(cable_problem)
+    elif not cable.is_in:
+        raise PlcError(cable.problem)
     log = open(args.log, "w", encoding="utf-8") if args.log else None  # noqa: SIM115 - closed below
+    simulator = Simulator(_plan(args), cable, make_player(settings), log)
+    before = {number: signal.signal(number, lambda *_: simulator.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        simulator = Simulator(_plan(args), cable, make_player(settings), log)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: simulator.stop())
         report = simulator.run(lambda text: print(text, flush=True))
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        cable.pull()
         if log is not None:
             log.close()
     print(in_words(report))
