@@ -91,11 +91,11 @@ class Gatherer:
         until_ns, seen = self._clock.mono_ns(), 0
         limit_ns = self._limit_ns(aim, until_ns)
         while pending:
-            now_ns = self._clock.mono_ns()
+            now_ns = self._clock.mono_ns()  # before the look: a frame that comes between the two is not missed
             final = limit_ns is not None and now_ns >= limit_ns
             snapshot = self._ring.wait(until_ns if not final else now_ns, seen)
             seen = snapshot.version
-            waits = self._look(pending, snapshot.frames, result, final)
+            waits = self._look(pending, snapshot.frames, now_ns, result, final)
             if not pending:
                 break
             if self._meanwhile():
@@ -127,12 +127,12 @@ class Gatherer:
         return crossed
 
     def _look(
-        self, pending: list[str], frames: Mapping[str, Sequence[Frame]], result: Gathered, final: bool
+        self, pending: list[str], frames: Mapping[str, Sequence[Frame]], now_ns: int, result: Gathered, final: bool
     ) -> list[int]:
         """Settle what can be settled of the cameras pending; until when the others may be waited for."""
         waits = []
         for camera in tuple(pending):
-            choice = self._pairers[camera].look(frames[camera], self._clock.mono_ns(), final)
+            choice = self._pairers[camera].look(frames[camera], now_ns, final)
             if isinstance(choice, Wait):
                 waits.append(choice.until_ns)
                 continue

@@ -43,11 +43,13 @@ CAMERAS = ("cam1", "cam2")
 GOOD, BAD, DOUBTFUL, BROKEN = range(4)  # what a picture shows, in its first pixel
 SHOTS = [textured(i) for i in range(3)]
 
-RECIPES = RecipeSet((
-    Recipe(name="both", number=1, takt_time_ms=100, gate=GateRecipe(sharpness_min=10)),
-    Recipe(name="first", number=2, takt_time_ms=100, fusion=FusionRecipe(cameras=["cam1"])),
-    Recipe(name="patient", number=3, answer_ms=5000, fusion=FusionRecipe(optional=["cam2"])),
-))  # fmt: skip
+RECIPES = RecipeSet(
+    (
+        Recipe(name="both", number=1, takt_time_ms=100, gate=GateRecipe(sharpness_min=10)),
+        Recipe(name="first", number=2, takt_time_ms=100, fusion=FusionRecipe(cameras=["cam1"])),
+        Recipe(name="patient", number=3, answer_ms=5000, fusion=FusionRecipe(optional=["cam2"])),
+    )
+)
 
 
 def picture(shows: int = GOOD, takes_ms: int = 5, sharp: bool = True) -> Image:
@@ -98,8 +100,14 @@ class ScheduledRing(FrameRing):
 class LineRig:
     """One run of the station on the files of a folder; a second one on the same folder goes on."""
 
-    def __init__(self, folder: Path, clock: FakeClock | None = None, challenge: Challenge | None = None,
-                 depth: int = 2) -> None:  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        clock: FakeClock | None = None,
+        challenge: Challenge | None = None,
+        depth: int = 2,
+        prior_ms: int = 10,
+    ) -> None:
         self.clock = clock or FakeClock()
         self.wire = FakeWire()
         self.stopping = False
@@ -114,20 +122,32 @@ class LineRig:
             r.number: Pipeline(PaintedDetector(self.clock), r, ["open"], self.clock.mono_ns) for r in RECIPES.recipes
         }
         self.station = Station(
-            pipelines[1], Serving(("open",), 0.3, "digest"), self.store, self.wire, TOPICS, self.clock,
-            Publishing(image_every_s=0.0), counts, parts, lambda: self.tally.count, None, Kept(rows=self.rows),
-        )  # fmt: skip
+            pipelines[1],
+            Serving(("open",), 0.3, "digest"),
+            self.store,
+            self.wire,
+            TOPICS,
+            self.clock,
+            Publishing(image_every_s=0.0),
+            counts,
+            parts,
+            lambda: self.tally.count,
+            None,
+            Kept(rows=self.rows),
+        )
         memory = Memory(folder / "line.json")
         self.desk = Desk(depth, RECIPES.numbers, recipe_at_start(RECIPES, memory).number, self.tally.add)
         self.desk.attach(self._fetch)
         self.ring = ScheduledRing(self.clock)
-        self.admission = Admission(10_000_000, 1_000_000)
-        gatherer = Gatherer(self.ring, {c: Pairer(SimulatedCamera(id=c)) for c in CAMERAS}, self.admission, self.clock,
-                            lambda: self.stopping)  # fmt: skip
+        self.admission = Admission(prior_ms * 1_000_000, 1_000_000)
+        pairers = {c: Pairer(SimulatedCamera(id=c)) for c in CAMERAS}
+        self.gatherer = Gatherer(self.ring, pairers, self.admission, self.clock, lambda: self.stopping)
         self.care = LineCare(
             self.desk, self.station, RECIPES, self.rows, self.wire, TOPICS, self.clock, memory, challenge
         )
-        self.line = Line(self.desk, gatherer, self._books(pipelines), self.station, self.admission, self.clock, self.care)
+        self.line = Line(
+            self.desk, self.gatherer, self._books(pipelines), self.station, self.admission, self.clock, self.care
+        )
         self.desk.open()
 
     def _restore(self) -> tuple[LedgerCounts, int]:
@@ -141,10 +161,16 @@ class LineRig:
 
     def _books(self, pipelines: Mapping[int, Pipeline]) -> dict[int, Book]:
         return {
-            r.number: Book(r, hash_of(r), pipelines[r.number], 0.3, looking(r.fusion, CAMERAS),
-                           int(r.budget_ms * 1e6) if r.budget_ms else None)
+            r.number: Book(
+                r,
+                hash_of(r),
+                pipelines[r.number],
+                0.3,
+                looking(r.fusion, CAMERAS),
+                int(r.budget_ms * 1e6) if r.budget_ms else None,
+            )
             for r in RECIPES.recipes
-        }  # fmt: skip
+        }
 
     def _fetch(self) -> None:
         self.answers += self.desk.answers()

@@ -1,0 +1,293 @@
+"""A triggered station: each trigger one answer, in time or not OK, by its recipe, with its row on the disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge import event
+from edge.config import Challenge, Master
+from edge.errors import EdgeError
+from edge.part import Say
+from edge.plc.desk import Refusal
+from tests.fakes import FakeClock, decoded
+from tests.line_rig import BAD, BROKEN, DOUBTFUL, GOOD, TOPICS, LineRig, picture
+
+Make = Callable[..., LineRig]
+SLOW = 90  # ms for one frame: two of them are over a budget of 100 ms
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[LineRig] = []
+
+    def new(**keywords: object) -> LineRig:
+        made.append(LineRig(tmp_path, **keywords))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield new
+    made[-1].kill()  # those before it were killed by the test
+
+
+def parts(rig: LineRig) -> list[dict[str, object]]:
+    """The part messages in the outbox."""
+    return [decoded(row.payload) for row in rig.outbox.pending(0, 1000) if row.topic == TOPICS.part]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "say", "reason", "why"),
+    [
+        (GOOD, GOOD, Say.OK, "", "both cameras see a good part"),
+        (GOOD, BAD, Say.NG, "defect.open", "the worst rules"),
+        (DOUBTFUL, GOOD, Say.REVIEW, "doubt.open", "doubt is not OK"),
+        (DOUBTFUL, BAD, Say.NG, "defect.open", "a defect rules over doubt"),
+        (GOOD, BROKEN, Say.RETAKE, "no_frame", "a frame that could not be judged is none"),
+        (BROKEN, BAD, Say.NG, "defect.open", "a defect stays one, whatever the other camera did"),
+        (BROKEN, BROKEN, Say.FAIL, "processing_fault", "nothing was judged"),
+    ],
+)
+def test_two_cameras_make_one_verdict(make: Make, first: int, second: int, say: Say, reason: str, why: str) -> None:
+    rig = make()
+    answer = rig.part(picture(first), picture(second))
+    assert answer is not None and (answer.say, answer.reason) == (say, reason), why
+    (row,) = rig.rows.find(part=answer.result_id)
+    assert row.outcome == (say.value if say is not Say.FAIL else reason) and row.serial == "S1"
+    (message,) = parts(rig)
+    assert message["say"] == say.value and message["part"] == answer.result_id == 1
+    assert rig.station.counts.balanced and rig.station.counts.triggers == rig.tally.count == 1
+
+
+def test_a_missing_camera_is_not_ok_unless_the_recipe_can_do_without(make: Make) -> None:
+    rig = make()
+    without = rig.part(picture(), recipe=1)
+    assert without is not None and (without.say, without.reason) == (Say.RETAKE, "no_frame")
+    other = rig.part(picture(), number=2, recipe=3)
+    assert other is not None and other.say is Say.OK, "optional there"
+    alone = rig.part(picture(), number=3, recipe=2)
+    assert alone is not None and alone.say is Say.OK, "not even asked there"
+    assert rig.line.no_frame == {"cam2": 2}
+    nothing = rig.part(number=4)
+    assert nothing is not None and (nothing.say, nothing.reason) == (Say.FAIL, "capture_fault")
+    assert "cam1: no " in str(parts(rig)[-1]["reasons"])
+
+
+def test_when_time_is_up_the_answer_is_the_fail_safe(make: Make) -> None:
+    rig = make()
+    asked_ns = rig.clock.mono_ns()
+    answer = rig.part(picture(takes_ms=SLOW), picture(takes_ms=SLOW))
+    assert answer is not None and (answer.say, answer.reason) == (Say.FAIL, "deadline")
+    assert rig.station.counts.losses["deadline"] == 1
+    assert answer.until_mono_ns == asked_ns + 100_000_000
+    (row,) = rig.rows.find(part=answer.result_id)
+    assert row.outcome == "deadline" and "came too late" in str(row.content["detail"])
+
+
+def test_what_cannot_be_done_in_time_is_not_begun(make: Make) -> None:
+    """By what judging took so far; the answer then comes at once, not at the deadline."""
+    rig = make()
+    rig.part(picture(takes_ms=SLOW), picture(takes_ms=SLOW))
+    asked_ns = rig.clock.mono_ns()
+    answer = rig.part(picture(takes_ms=SLOW), picture(takes_ms=SLOW), number=2)
+    assert answer is not None and answer.reason == "deadline"
+    took_ms = (rig.clock.mono_ns() - asked_ns) / 1e6 - 200  # the rig waits 200 ms after each part
+    assert took_ms < 100, "it was refused, but for one frame to measure by"
+    found = [rig.part(picture(), picture(), number=n) for n in range(3, 60)]
+    assert found[-1] is not None and found[-1].say is Say.OK, "and it does not refuse for ever"
+
+
+@pytest.mark.parametrize(("shows", "say", "reason"), [(GOOD, Say.FAIL, "deadline"), (BAD, Say.NG, "defect.open")])
+def test_a_camera_that_is_late_does_not_hold_up_what_another_has_seen(
+    make: Make, shows: int, say: Say, reason: str
+) -> None:
+    """Judging takes 30 ms a frame by the estimate, so of 100 ms one may wait for some 35."""
+    rig = make(prior_ms=25)
+    asked_ns = rig.clock.mono_ns()
+    rig.trigger(1)
+    rig.shoot(picture(shows), "cam1")
+    rig.shoot(picture(), "cam2", after_ms=49)  # within its window, but after that
+    rig.line.turn(0)
+    assert [(a.say, a.reason) for a in rig.answers] == [(say, reason)]
+    assert rig.clock.mono_ns() - asked_ns < 45_000_000
+
+
+def test_an_overrun_is_answered_by_name_and_counted(make: Make) -> None:
+    rig = make(depth=1)
+    assert rig.trigger(1) is None
+    assert rig.trigger(2) is Refusal.OVERRUN and rig.trigger(3) is Refusal.OVERRUN
+    for camera in ("cam1", "cam2"):
+        rig.shoot(picture(), camera)
+    while rig.line.turn(0):
+        pass
+    counts = rig.station.counts
+    assert counts.losses["overrun"] == 2 and counts.triggers == rig.tally.count == 3 and len(rig.answers) == 1
+
+
+def test_a_recipe_is_the_one_of_the_trigger_not_of_the_moment(make: Make) -> None:
+    rig = make()
+    rig.trigger(1)  # recipe 1 is set
+    rig.desk.set_recipe(2)
+    rig.clock.advance(0.12)
+    rig.trigger(2)
+    rig.shoot(picture(), "cam1")
+    while rig.line.turn(0):
+        pass
+    rig.care.tick()
+    assert [m["recipe"] for m in parts(rig)] == ["both", "first"]
+    kinds = [row.kind for row in rig.rows.find(part=1)]
+    assert kinds == ["part"]
+    assert any(m.recipe == "first" for topic, m in rig.wire.told if isinstance(m, event.LineState))
+
+
+def test_an_unknown_recipe_is_a_named_loss(make: Make) -> None:
+    rig = make()
+    answer = rig.part(picture(), picture(), recipe=9)
+    assert answer is not None and (answer.say, answer.reason) == (Say.FAIL, "unknown_recipe")
+    assert "recipe" in {row.topic.rpartition("/")[2] for row in rig.outbox.pending(0, 100)}
+    assert rig.station.counts.losses["processing_fault"] == 1
+
+
+def test_recipe_requests_by_name_number_and_part_number(make: Make) -> None:
+    rig = make()
+    for wanted, number in (("patient", 3), (2, 2)):
+        answer = rig.care.set_recipe(json.dumps({"transaction": "t", "recipe": wanted}).encode())
+        assert answer.ok and rig.desk.signals().recipe == number
+    with pytest.raises(EdgeError, match="there is no recipe 'patent', did you mean `patient`"):
+        rig.care.set_recipe(b'{"transaction": "t", "recipe": "patent"}')
+    with pytest.raises(EdgeError, match="the request is not understood"):
+        rig.care.set_recipe(b'{"transaction": "t"}')
+    assert rig.desk.signals().recipe == 2
+
+
+def test_what_is_not_on_the_disk_is_not_said(make: Make) -> None:
+    rig = make()
+    rig.store.full = True
+    answer = rig.part(picture(), picture())
+    assert answer is not None and (answer.say, answer.result_id) == (Say.FAIL, 0)
+    assert [row.kind for row in rig.rows.find(part=1)] == ["part", "void"], "the row was there before the ledger failed"
+    rig.store.full = False
+    again = rig.part(picture(), picture(), number=2)
+    assert again is not None and (again.say, again.result_id) == (Say.OK, 1)
+    assert rig.station.counts.losses["processing_fault"] == 1 and rig.station.counts.balanced
+
+
+def test_a_row_without_its_ledger_is_void_after_a_kill(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make()
+    rig.part(picture(), picture())
+
+    def dies(*_: object) -> list[int]:
+        raise SystemExit
+
+    monkeypatch.setattr(rig.store, "add", dies)  # between row and ledger
+    with pytest.raises(SystemExit):
+        rig.part(picture(), picture(), number=2)
+    assert len(rig.answers) == 1, "it was not said"
+    rig.kill()
+    again = make(clock=rig.clock)
+    assert [row.kind for row in again.rows.find(part=2)] == ["part", "void"]
+    assert again.station.counts.losses["shutdown"] == 1 and again.station.counts.balanced
+    answer = again.part(picture(), picture(), number=9)
+    assert answer is not None and answer.result_id == 3, "no number comes twice"
+
+
+def test_an_ordered_stop_answers_what_waits(make: Make) -> None:
+    rig = make()
+    rig.trigger(1)
+    rig.trigger(2)
+    rig.trigger(3)
+    rig.stop()
+    assert [(a.trigger.number, a.say, a.reason) for a in rig.answers] == [
+        (1, Say.FAIL, "shutdown"),
+        (2, Say.FAIL, "shutdown"),
+    ]
+    counts = rig.station.counts
+    assert counts.losses["shutdown"] == 2 and counts.losses["overrun"] == 1 and counts.triggers == rig.tally.count
+    assert rig.trigger(4) is Refusal.NOT_RUNNING
+
+
+def test_a_stop_while_it_waits_for_a_frame(make: Make) -> None:
+    rig = make()
+    rig.trigger(1)
+    rig.stopping = True
+    rig.line.turn(0)
+    assert rig.answers[0].reason == "shutdown"
+
+
+def test_recipe_and_challenge_outlive_a_restart(make: Make) -> None:
+    rig = make(challenge=Challenge(master=[Master(serial="M1", defect="open")], overdue="block"))
+    rig.desk.set_recipe(3)
+    held = rig.part(picture(), picture())
+    assert held is not None and (held.say, held.reason) == (Say.RETAKE, "challenge.overdue")
+    assert rig.desk.signals().error == "challenge.overdue"
+    master = rig.part(picture(BAD), picture(), number=2, serial="M1")
+    assert master is not None and master.say is Say.NG
+    passed = rig.part(picture(), picture(), number=3)
+    assert passed is not None and passed.say is Say.OK and rig.desk.signals().error == ""
+    rig.stop()
+    rig.kill()
+    again = make(clock=rig.clock, challenge=Challenge(master=[Master(serial="M1", defect="open")], overdue="block"))
+    assert again.desk.signals().recipe == 3
+    passed = again.part(picture(), picture(), number=4)
+    assert passed is not None and passed.say is Say.OK, "the master was found an hour ago at most"
+
+
+def test_a_missed_master_never_passes_itself_and_blocks_the_rest(make: Make) -> None:
+    rig = make(challenge=Challenge(master=[Master(serial="M1")]))
+    rig.part(picture(BAD), picture(), serial="M1")
+    missed = rig.part(picture(), picture(), number=2, serial="M1")
+    assert missed is not None and (missed.say, missed.reason) == (Say.RETAKE, "challenge.missed")
+    held = rig.part(picture(), picture(), number=3)
+    assert held is not None and held.say is Say.RETAKE
+    bad = rig.part(picture(BAD), picture(), number=4)
+    assert bad is not None and bad.say is Say.NG, "a bad part is told as bad all the same"
+    assert any(row.topic.endswith("/alarm/challenge.missed") for row in rig.outbox.pending(0, 1000))
+    rig.part(picture(BAD), picture(), number=5, serial="M1")
+    passed = rig.part(picture(), picture(), number=6)
+    assert passed is not None and passed.say is Say.OK
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({"part": 1, "verdict": "OK", "operator": "mk", "reason": "a hair"}, "part 1: OK by mk"),
+        ({"part": 1, "verdict": "REVIEW", "operator": "mk", "reason": "a hair"}, 'must be one of "OK", "NG"'),
+        ({"part": 1, "verdict": "OK", "operator": " ", "reason": "a hair"}, "operator and reason must say something"),
+        ({"part": 77, "verdict": "OK", "operator": "mk", "reason": "a hair"}, "77"),
+        ({"part": "one"}, "not understood"),
+    ],
+)
+def test_an_override_is_a_row(make: Make, request_: dict[str, object], expected: str) -> None:
+    rig = make()
+    rig.part(picture(BAD), picture())
+    payload = json.dumps({"transaction": "t", **request_}).encode()
+    try:
+        text = rig.care.override(payload).text
+        assert [row.kind for row in rig.rows.find(part=1)] == ["part", "override"]
+    except EdgeError as error:
+        text = str(error)
+    assert expected in text
+
+
+def test_a_late_ok_gets_its_row(make: Make) -> None:
+    rig = make()
+    answer = rig.part(picture(), picture())
+    assert answer is not None
+    rig.care.late(answer, False)
+    rig.care.answered(answer, 120.0, Say.LATE)
+    rig.care.tick()
+    assert [row.kind for row in rig.rows.find(part=1)] == ["part", "late"]
+    health = rig.care.health(rig.line.no_frame, rig.ring, rig.admission)
+    assert health.answers is not None and health.answers.max == 120.0 and health.recent is not None
+    assert rig.care.health(rig.line.no_frame, rig.ring, rig.admission).recent is None
+
+
+def test_stamps_of_the_time_of_an_inference_are_doubted(make: Make) -> None:
+    """A trigger that came while a model ran was stamped too late by as much as nobody knows."""
+    rig = make(clock=FakeClock())
+    rig.part(picture(takes_ms=30), picture(takes_ms=30), recipe=3)
+    rig.gatherer.held(rig.clock.mono_ns() - 20_000_000, rig.clock.mono_ns() + 1_000_000)
+    rig.part(picture(), picture(), number=2, recipe=3)
+    first, second = (m["looks"][0]["uncertainty_ms"] for m in parts(rig))  # type: ignore[index]
+    assert second >= first + 20 or "missing" in str(parts(rig)[1])
