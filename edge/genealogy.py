@@ -364,16 +364,6 @@ class Genealogy:
         return int(found[1]) if found else 0
 
     def highest_part(self) -> int:
-        """The highest number that a part ever had here, void ones too; 0 when there was none.
-
-        Raises:
-            GenealogyError: it cannot be read.
-        """
-        with self._lock, self._failing("be read"):
-            (highest,) = self._connection().execute("SELECT max(part) FROM row WHERE kind = 'part'").fetchone()
-        return int(highest or 0)
-
-    def highest_part(self) -> int:
         """The highest number that any part ever had here, void or not; 0 without any.
 
         Raises:
