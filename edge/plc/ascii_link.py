@@ -45,7 +45,7 @@ class AsciiLink(LinkThread):
             self._say_answers()
         now_ns = self.clock.mono_ns()
         self._say([OutputLine(switch.output, switch.on) for switch in self.outputs.run(now_ns)])
-        self._say_signals(now_ns)
+        self._say(self._signals(now_ns))
         times = (self.handshake.next_ns(now_ns), self.outputs.next_ns())
         return min(ns for ns in times if ns is not None)
 
@@ -76,7 +76,8 @@ class AsciiLink(LinkThread):
             self.outputs.counted(line.encoder)  # a repetition carries the count of then
         if receipt.refusal is not None:
             return [ErrorLine(line.number, receipt.refusal.value)]
-        return [] if receipt.answered else [TakenLine(line.number)]
+        # A Ready that falls is told before the K, so that a PLC that waits for both is never refused.
+        return [] if receipt.answered else [*self._signals(now_ns, ready_only=True), TakenLine(line.number)]
 
     def _say_answers(self) -> None:
         while (saying := self.handshake.next_due(self.clock.mono_ns())) is not None:
@@ -85,12 +86,13 @@ class AsciiLink(LinkThread):
             self._say([VerdictLine(answer.trigger.number, answer.result_id, saying.say, reason)])
             self.handshake.sent(saying, self.clock.mono_ns())
 
-    def _say_signals(self, now_ns: int) -> None:
-        shown = self.handshake.shown(now_ns)
-        if shown == self._shown:
-            return
-        self._say([SignalsLine(shown.ready, shown.busy, shown.recipe, shown.heartbeat, shown.error)])
+    def _signals(self, now_ns: int, ready_only: bool = False) -> list[Message]:
+        """The signals, if they changed since they were said last; or only if Ready did."""
+        shown, last = self.handshake.shown(now_ns), self._shown
+        if shown == last or (ready_only and last is not None and shown.ready == last.ready):
+            return []
         self._shown = shown
+        return [SignalsLine(shown.ready, shown.busy, shown.recipe, shown.heartbeat, shown.error)]
 
     def _say(self, lines: list[Message]) -> None:
         if lines:

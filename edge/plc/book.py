@@ -137,6 +137,10 @@ class Book:
         """Triggers without an answer, oldest first."""
         return list(self._open.values())
 
+    def all_taken(self) -> bool:
+        """Whether the station told of every open trigger that it has it."""
+        return all(entry.taken for entry in self._open.values())
+
     def report(self) -> dict[str, Any]:
         """The sums."""
         return {

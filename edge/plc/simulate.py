@@ -225,7 +225,7 @@ class Simulator:
 
     def _trigger(self, now_ns: int) -> None:
         plan, seen = self._plan, self.line.seen
-        if plan.wait_ready and not (seen is not None and seen.ready):
+        if plan.wait_ready and not (seen is not None and seen.ready and self.book.all_taken()):
             return
         recipe = plan.recipes[self._made // plan.recipe_every % len(plan.recipes)] if plan.recipes else 0
         if plan.recipe_by == "request" and recipe and not self._is_set(recipe, now_ns):

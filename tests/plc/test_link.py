@@ -144,6 +144,16 @@ def test_ready_and_busy_are_shown(rig: Rig) -> None:
     assert rig.link.status().overruns == 1
 
 
+def test_a_ready_that_falls_is_told_before_the_trigger_is_taken(rig: Rig) -> None:
+    with EchoStation(rig.desk, takes_s=0.2):
+        rig.plc.wait_for(lambda m: isinstance(m, SignalsLine) and m.ready)
+        rig.plc.say(TriggerLine(1, "", 0), TriggerLine(2, "", 0))
+        told = [rig.plc.wait_for(lambda m: not isinstance(m, VerdictLine)) for _ in range(3)]
+        assert told[0] == TakenLine(1)
+        assert isinstance(told[1], SignalsLine) and not told[1].ready
+        assert told[2] == TakenLine(2)
+
+
 def test_before_the_station_runs_triggers_are_refused_by_name(rig: Rig) -> None:
     rig.plc.say(TriggerLine(1, "", 0))
     assert rig.plc.next(ErrorLine) == ErrorLine(1, "NOT_RUNNING")
