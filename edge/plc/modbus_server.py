@@ -26,7 +26,7 @@ from edge.plc.modbus_rtu import (
 from edge.plc.outputs import Outputs
 from edge.plc.thread import LOOK_S, LinkThread
 
-LAST_S = 0.25  # at the end the master has so long to read a result that it did not see yet
+LAST_S = 0.25  # at the end the master has so long to read the results and to acknowledge them
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,8 @@ class ModbusServerLink(LinkThread):
             self.handshake.sent(reply.saying, self.clock.mono_ns())
 
     def _linger(self) -> None:
-        """Let the master read a last result."""
+        """Let the master read what it was not told yet, and acknowledge it."""
         until_ns = self.clock.mono_ns() + round(LAST_S * 1e9)
-        while (now_ns := self.clock.mono_ns()) < until_ns:
-            saying = self.handshake.head(now_ns)
-            if saying is None or not saying.first:
-                return
+        while (now_ns := self.clock.mono_ns()) < until_ns and self.handshake.head(now_ns) is not None:
             self.port.wait((until_ns - now_ns) / 1e9)
             self._listen()
