@@ -92,8 +92,9 @@ class ScheduledRing(FrameRing):
 
     def _come(self) -> None:
         now_ns = self._test_clock.mono_ns()
-        for frame in [f for f in self.due if f.captured_mono_ns <= now_ns]:
-            self.due.remove(frame)
+        come = sorted((f for f in self.due if f.captured_mono_ns <= now_ns), key=lambda f: f.captured_mono_ns)
+        self.due = [f for f in self.due if f.captured_mono_ns > now_ns]
+        for frame in come:
             self.put(frame)
 
 
