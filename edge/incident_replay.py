@@ -45,7 +45,7 @@ class Report:
         frames: judged again. parts: of these frames.
         differing: parts of which something differs. first: the first difference, in words; "" when there is none.
         causes: what is not as it was then, each in words.
-        not_again: what cannot be judged again: losses, refused triggers, gaps, in the order of their times.
+        not_again: what cannot be judged again: losses, refused triggers, gaps, other events; as they were recorded.
         verdicts: as they were recorded.
     """
 
@@ -67,9 +67,11 @@ class Report:
         """For a person, with at most so many lines of what was not judged again."""
         kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(self.verdicts.items()))
         lines = [f"{self.parts} parts ({kinds}) with {self.frames} frames judged again by {self.bundle}"]
-        lines += [f"not judged again: {line}" for line in self.not_again[:most_lines]]
+        if self.not_again:
+            lines.append("beside them, not judged again:")
+        lines += [f"  {line}" for line in self.not_again[:most_lines]]
         if (more := len(self.not_again) - most_lines) > 0:
-            lines.append(f"not judged again: and {more} more, see timeline.jsonl in the file")
+            lines.append(f"  and {more} more, see timeline.jsonl in the file")
         if self.identical:
             lines += [f"not as it was then: {cause}" for cause in self.causes]
             return [*lines, "identical: every verdict, box, score and reason, to the last bit"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge import evidence_folder
@@ -160,6 +160,7 @@ def test_any_serial_can_be_a_name(tmp_path, serial, why):
         assert again.evidence.counts().files == 2
 
 
+@settings(max_examples=40)
 @given(st.text(), st.text())
 def test_two_serials_never_share_a_name(one, other):
     assert (safe_name(one) == safe_name(other)) == (one == other)
@@ -519,7 +520,7 @@ def kill_writers(folder: Path, times: int) -> None:
 
 
 def test_a_kill_leaves_whole_parts_only(tmp_path):
-    kill_writers(tmp_path, 3)
+    kill_writers(tmp_path, 2)
 
 
 @pytest.mark.slow

@@ -426,7 +426,7 @@ def kill_writers(folder: Path, times: int) -> None:
 
 
 def test_a_kill_costs_only_what_was_waiting(tmp_path):
-    kill_writers(tmp_path, 3)
+    kill_writers(tmp_path, 2)
 
 
 @pytest.mark.slow
