@@ -77,7 +77,7 @@ class AsciiLink(LinkThread):
         if receipt.refusal is not None:
             return [ErrorLine(line.number, receipt.refusal.value)]
         # A Ready that falls is told before the K, so that a PLC that waits for both is never refused.
-        return [] if receipt.answered else [*self._signals(now_ns, ready_only=True), TakenLine(line.number)]
+        return [*self._signals(now_ns, ready_only=True), TakenLine(line.number)]
 
     def _say_answers(self) -> None:
         while (saying := self.handshake.next_due(self.clock.mono_ns())) is not None:

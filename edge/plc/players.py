@@ -143,6 +143,8 @@ class AsciiPlayer:
         self._check = check
         self._reader = messages(check)
         self._out: list[Command] = []
+        self._asks: dict[int, Ask] = {}  # the newest of each number
+        self._unheard: set[int] = set()  # a verdict before the K may be of an older part with this number
 
     def opened(self) -> None:
         """See `Player`. Asks for the signals: the PLC knows nothing of the station yet."""
@@ -151,6 +153,9 @@ class AsciiPlayer:
 
     def trigger(self, ask: Ask) -> None:
         """See `Player`."""
+        if self._asks.get(ask.number) != ask:
+            self._asks[ask.number] = ask
+            self._unheard.add(ask.number)
         self._out.append(TriggerLine(ask.number, ask.serial, ask.recipe, ask.encoder))
 
     def acknowledge(self, result_id: int) -> None:
@@ -167,10 +172,15 @@ class AsciiPlayer:
 
     def turn(self, data: bytes, now_ns: int) -> Turn:
         """See `Player`."""
-        events = [_event(item) for item in self._reader.feed(data)]
+        events = [event for event in map(_event, self._reader.feed(data)) if self._counts(event)]
         out = b"".join(encode(line, self._check) for line in self._out)
         self._out.clear()
         return Turn(out, events)
+
+    def _counts(self, event: Event) -> bool:
+        if isinstance(event, Heard):
+            self._unheard.discard(event.number)
+        return not (isinstance(event, Answered) and event.number in self._unheard)
 
 
 def _event(

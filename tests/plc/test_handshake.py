@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -390,3 +391,87 @@ def test_the_next_thing_to_say_is_foreseen() -> None:
     assert bench.shake.next_ns(bench.now) == bench.now + round(ACK_S * S), "the repetition"
     bench.shake.acknowledge(1)
     assert bench.shake.next_ns(bench.now) == bench.now + round(0.8 * S)
+
+
+class LossyLine:
+    """A PLC by the rules of PROTOCOL.md, and a line that loses what it likes in both directions."""
+
+    def __init__(self, seed: int, serials: bool, numbers: int) -> None:
+        self.chance = random.Random(seed)
+        self.serials, self.numbers = serials, numbers
+        self.bench = Bench(depth=3)
+        self.part = 0  # the PLC's count of parts
+        self.waits: dict[int, tuple[int, Trigger]] = {}  # number -> part, its trigger
+        self.heard: set[int] = set()  # numbers whose K came
+        self.truth: dict[int, int] = {}  # moment of a trigger that was taken -> its part
+        self.judged: list[int] = []
+        self.told: list[tuple[int, int]] = []  # part, result id
+
+    def step(self) -> None:
+        self.bench.wait(self.chance.choice([0.001, 0.02, 0.3]))
+        self.chance.choice([self.new_part, self.new_part, self.repeat, self.judge, self.judge, self.say, self.say])()
+        if self.chance.random() < 0.02:
+            self.bench.shake.connected(self.bench.now)
+
+    def arrives(self) -> bool:
+        return self.chance.random() < 0.7
+
+    def new_part(self) -> None:
+        number = (self.part + 1) % self.numbers
+        if len(self.waits) >= 3 or number in self.waits:
+            return
+        self.part += 1
+        self.waits[number] = (self.part, self.bench.trigger(number, f"S{self.part}" if self.serials else ""))
+        self.heard.discard(number)
+        self.send(number)
+
+    def send(self, number: int) -> None:
+        if not self.arrives():
+            return
+        part, trigger = self.waits[number]
+        receipt = self.bench.shake.trigger(replace(trigger, at_mono_ns=self.bench.now))
+        if receipt.new and receipt.refusal is None:
+            self.truth[self.bench.now] = part
+            self.judged.append(part)
+        if not self.arrives():
+            return
+        self.heard.add(number)
+        if receipt.refusal is not None:
+            del self.waits[number]
+
+    def repeat(self) -> None:
+        for number, (_, trigger) in list(self.waits.items()):
+            if self.bench.now - trigger.at_mono_ns > 5 * S:
+                del self.waits[number]  # the part has gone on: not OK
+        if self.waits:
+            self.send(self.chance.choice(list(self.waits)))
+
+    def judge(self) -> None:
+        if not self.bench.desk.idle():
+            self.bench.settle(Say.OK)
+
+    def say(self) -> None:
+        for saying in self.bench.say():
+            number = saying.answer.trigger.number
+            if not self.arrives() or number not in self.heard:
+                continue
+            waiting = self.waits.pop(number, None)
+            if waiting is not None:
+                assert self.truth[saying.answer.trigger.at_mono_ns] == waiting[0], "the answer of another part"
+                self.told.append((waiting[0], saying.answer.result_id))
+            if self.arrives():
+                self.bench.shake.acknowledge(saying.answer.result_id)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    ("serials", "numbers", "why"),
+    [(True, 8, "serials keep parts apart, even if numbers come round soon"), (False, 65536, "numbers alone do")],
+)
+def test_over_a_lossy_line_no_part_gets_the_answer_of_another(seed: int, serials: bool, numbers: int, why: str) -> None:
+    line = LossyLine(seed, serials, numbers)
+    for _ in range(1000):
+        line.step()
+    assert len(line.told) > 40, why
+    assert len({result for _, result in line.told}) == len(line.told)
+    assert len(set(line.judged)) == len(line.judged), "no part was judged twice"
