@@ -129,10 +129,11 @@ class _Walk:
         if row.n == 1:
             self._before = FIRST_HASH
             return
-        number = row.content.get("n")
-        if isinstance(number, int) and number != row.n:
-            self._broken.append(f"row {row.n}: it stands in the place of another, its content is that of row {number}")
-            return
+        for stray in (row, prune):
+            if stray is not None and (number := stray.content.get("n")) != stray.n and number is not None:
+                text = f"row {stray.n}: it stands in the place of another, its content is that of row {number}"
+                self._broken.append(text)
+                return
         told = prune.content if prune is not None else {}
         through, digest = told.get("through"), told.get("hash")
         if prune is None or not isinstance(through, int) or not isinstance(digest, str):
@@ -290,17 +291,40 @@ def _moment(text: str, option: str, whole_day: bool) -> float:
         raise UsageError(f"{option} {text} is no date: write 2026-11-27 or 2026-11-27T06:00, in UTC") from error
 
 
+class _Said(msgspec.Struct, kw_only=True, frozen=True):
+    """What is copied from the content of a part's row."""
+
+    clock_ok: bool | None = None
+    boot: str = ""
+    reasons: list[tuple[str, str]] = []
+    detail: str = ""
+    trigger: tuple[int, float, int | None] | None = None
+    recipe: str = ""
+    recipe_hash: str = ""
+    bundle: str = ""
+    config: str = ""
+    evidence: str = ""
+    cameras: dict[str, dict[str, Any]] = {}
+    missing: dict[str, str] = {}
+
+
+def _said(row: Row) -> _Said:
+    try:
+        return msgspec.json.decode(row.body, type=_Said)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _Said(detail="its content was altered and cannot be read: `edge audit verify` says more")
+
+
 def _part_record(row: Row, remarks: Sequence[Row]) -> Record:
     """One part as it stands: what was found, and what was said of it later."""
-    content = row.content
+    said = _said(row)
     override = next((r for r in reversed(remarks) if r.kind == "override"), None)
     void, late = (any(r.kind == kind for r in remarks) for kind in ("void", "late"))
     final = "void" if void else override.outcome if override else "LATE" if late else row.outcome
-    reasons = [tuple(map(str, reason)) for reason in content.get("reasons") or []]
-    anomalies = [look.get("anomaly") for look in (content.get("cameras") or {}).values()]
+    anomalies = [look.get("anomaly") for look in said.cameras.values()]
     by = override.content if override is not None else {}
     return {
-        **content,
+        **msgspec.structs.asdict(said),
         "row": row.n,
         "part": row.part,
         "serial": row.serial or "",
@@ -312,12 +336,12 @@ def _part_record(row: Row, remarks: Sequence[Row]) -> Record:
         "override_time": override.ts if override else None,
         "void": void,
         "late": late,
-        "reason": reasons[0][0] if reasons else "",
-        "reasons": "; ".join(": ".join(reason) for reason in reasons),
-        "missing": "; ".join(f"{camera}: {why}" for camera, why in (content.get("missing") or {}).items()),
+        "reason": said.reasons[0][0] if said.reasons else "",
+        "reasons": "; ".join(": ".join(reason) for reason in said.reasons),
+        "missing": "; ".join(f"{camera}: {why}" for camera, why in said.missing.items()),
         "anomaly": max((a for a in anomalies if isinstance(a, int | float)), default=None),
-        "cameras": msgspec.json.encode(content.get("cameras") or {}, order="sorted").decode(),
-        "trigger": (content.get("trigger") or [None])[0],
+        "cameras": msgspec.json.encode(said.cameras, order="sorted").decode(),
+        "trigger": said.trigger[0] if said.trigger else None,
         "hash": row.hash,
     }
 

@@ -610,7 +610,7 @@ class GenealogyMachine(RuleBasedStateMachine):
     def append_event(self, kind: str, text: str) -> None:
         self.hashes.append(self.chain.append(kind, {"text": text}))
 
-    @precondition(lambda self: self.number and self.chain.find(part=self.number))
+    @precondition(lambda self: any(row.kind == "part" for row in self.chain.find(part=self.number)))
     @rule(kind=st.sampled_from(["late", "override"]))
     def remark(self, kind: str) -> None:
         self.hashes.append(self.chain.append(kind, {"part": self.number, **KIM}))
