@@ -329,15 +329,40 @@ def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--bundle", type=Path, default=Path("models/pcb"), help="the model bundle, a folder")
     parser.add_argument("--frames", type=int, default=300, help="frames of each measurement")
     parser.add_argument("--images", type=Path, help="images of a folder instead of the simulated line")
+    line = parser.add_argument_group("line", "the whole station under a simulated PLC on a pty")
+    line.add_argument("--line", action="store_true", help="measure from trigger to answer instead")
+    line.add_argument("--rate", type=float, default=5.0, help="triggers a second")
+    line.add_argument("--seconds", type=float, default=30.0)
+    line.add_argument("--cameras", type=int, default=1)
+    line.add_argument("--budget", type=float, metavar="MS", help="trigger to answer at most; without it two takt times")
+    line.add_argument("--chart", type=Path, metavar="OUT", help="draw the answer times, a PNG; wants matplotlib")
     parser.set_defaults(command=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.line:
+        return _bench_line(options)
     from edge import bench
 
+    if options.chart:
+        raise UsageError("--chart is about answers: give --line too")
     if options.frames < 10:
         raise UsageError(f"--frames {options.frames} is too few for percentiles: use at least 10")
     return bench.bench(options.bundle, options.frames, options.images)
+
+
+def _bench_line(options: argparse.Namespace) -> int:
+    from edge import line_bench
+
+    for name, value in (("rate", options.rate), ("seconds", options.seconds), ("budget", options.budget or 1.0)):
+        if not 0 < value <= 86_400:
+            raise UsageError(f"--{name} {value:g} is not above 0 and at most 86400")
+    if not 1 <= options.cameras <= 16:
+        raise UsageError(f"--cameras {options.cameras} is not from 1 to 16")
+    wanted = line_bench.LineBench(
+        options.bundle, options.rate, options.seconds, options.cameras, options.budget, options.chart
+    )
+    return line_bench.bench_line(wanted)
 
 
 def _add_schema(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -46,6 +46,7 @@ TICK_S = 0.2
 CAMERA_STOP_S = 3.0
 PUBLISHER_STOP_S = 5.0
 LINK_STOP_S = 3.0
+CAMERAS_START_S = 10.0  # a station with a PLC is Ready then at the latest
 LOOK_S = 0.2  # how often the loop looks at what goes on beside the parts
 VERBS = ("status", "relearn", "recipe", "override")
 
@@ -90,6 +91,7 @@ class Daemon:
         self._down = down
         self._boot = secrets.token_hex(4)
         self._health_due_ns = self._look_due_ns = 0
+        self._desk_open = False
         self._told_books: tuple[LedgerCounts, int] | None = None
         self._watchdog_due_ns = 0
         self._watchdog_s = notify.watchdog_interval_s()
@@ -257,8 +259,7 @@ class Daemon:
     def loop(self, stop: StopFlag) -> None:
         """The inspection loop: this thread made the predictor and is the only one to run it."""
         self._stop = stop
-        if self._care is not None:
-            self._desk.open()
+        self._open_by_ns = self._clock.mono_ns() + int(CAMERAS_START_S * 1e9)
         parts: int | None = self.station.parts
         while not stop.requested:
             # Looked at before the wait: what an ending camera delivers last is still taken.
@@ -278,6 +279,15 @@ class Daemon:
         self._housekeeping()
         return self._stop.requested
 
+    def _open_desk(self, now_ns: int) -> None:
+        """Ready for the PLC as soon as every camera delivers; a dead one does not keep the others from working."""
+        if self._care is None or self._desk_open:
+            return
+        streaming = all(camera.status().state is CaptureState.STREAMING for camera in self._cameras)
+        if streaming or now_ns >= self._open_by_ns:
+            self._desk_open = True
+            self._desk.open()
+
     def _watch_cameras(self) -> None:
         """A camera that gives no frames is an alarm for as long as it does not."""
         for camera in self._cameras:
@@ -294,6 +304,7 @@ class Daemon:
         if now >= self._look_due_ns:
             self._look_due_ns = now + int(LOOK_S * 1e9)
             self._watch_cameras()
+            self._open_desk(now)
             self._front.tick()
             self.station.check_kept()
             self._tell_books()

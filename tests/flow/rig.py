@@ -32,7 +32,7 @@ class Client(Reader):
         """seq -> id of all durable messages; fails when one seq came with two ids."""
         seen: dict[int, str] = {}
         for topic, payload, _ in list(self.heard):
-            if not payload or not (topic.endswith(("/result", "/reject")) or "/alarm/" in topic):
+            if not payload or not (topic.endswith(("/result", "/reject", "/part")) or "/alarm/" in topic):
                 continue
             message = json.loads(payload)
             if "-o-" not in message["id"]:
@@ -82,6 +82,12 @@ class Daemon:
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
+
+    def rss_mb(self) -> float:
+        """Resident memory now."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1e3
 
     def end(self) -> None:
         if self.process is not None and self.process.poll() is None:
