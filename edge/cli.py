@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from edge import __version__
+from edge import __version__, incident
 from edge.errors import DEBUG_VARIABLE, EdgeError, UsageError
 
 if TYPE_CHECKING:  # commands import what they need when they run, so that each starts at once
     from edge.replay import Line
 
 OK, FAILED, USAGE, INTERNAL = 0, 1, 2, 70
+STATE = Path("/var/lib/edge")
 
 
 def entry() -> NoReturn:
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_calibrate(commands)
     _add_bundle(commands)
+    _add_audit(commands)
+    _add_incident(commands)
     _add_watch(commands)
     _add_demo(commands)
     _add_bench(commands)
@@ -247,10 +250,10 @@ def _add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
     what = parser.add_subparsers(title="what", required=True, metavar="WHAT")
     install = what.add_parser("install", help="check a bundle, copy it to this box and make it the active one")
     install.add_argument("folder", type=Path, metavar="DIR")
-    install.add_argument("--state", type=Path, default=Path("/var/lib/edge"), help="the daemon's state folder")
+    install.add_argument("--state", type=Path, default=STATE, help="the daemon's state folder")
     install.set_defaults(command=_bundle_install)
     status = what.add_parser("status", help="which bundle is active")
-    status.add_argument("--state", type=Path, default=Path("/var/lib/edge"), help="the daemon's state folder")
+    status.add_argument("--state", type=Path, default=STATE, help="the daemon's state folder")
     status.set_defaults(command=_bundle_status)
 
 
@@ -272,6 +275,40 @@ def _bundle_status(options: argparse.Namespace) -> int:
     read = manifest.read(folder)
     print(f"active: {read.product} {read.version}, digest {manifest.digest(read)}, in {folder.resolve()}")
     return OK
+
+
+def _add_audit(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("audit", help="prove the genealogy of the parts, and copy it out")
+    what = parser.add_subparsers(title="what", required=True, metavar="WHAT")
+    verify = what.add_parser("verify", help="prove the chain of rows, or name its first break")
+    verify.add_argument("--state", type=Path, default=STATE, help="the daemon's state folder")
+    verify.add_argument("--head", metavar="HASH", help="a head that was published before: it must be in the chain")
+    verify.set_defaults(command=_audit_verify)
+    export = what.add_parser("export", help="write parts to a CSV or Parquet file, such as on a USB stick")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .csv or .parquet")
+    export.add_argument("--from", dest="begin", metavar="DATE", help="such as 2026-11-27 or 2026-11-27T06:00, UTC")
+    export.add_argument("--to", dest="end", metavar="DATE", help="a day is meant with its end")
+    export.add_argument("--serial", help="only parts with it")
+    export.add_argument("--raw", action="store_true", help="every row as it is in the chain, not one line a part")
+    export.add_argument("--state", type=Path, default=STATE, help="the daemon's state folder")
+    export.set_defaults(command=_audit_export)
+
+
+def _audit_verify(options: argparse.Namespace) -> int:
+    from edge import audit
+
+    return audit.verify(options.state, options.head)
+
+
+def _audit_export(options: argparse.Namespace) -> int:
+    from edge import audit
+
+    return audit.export(options.state, options.out, options.begin, options.end, options.serial, options.raw)
+
+
+def _add_incident(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("incident", help="pack the last minutes of a station, and judge them again anywhere")
+    incident.add_arguments(parser)
 
 
 def _add_watch(commands: Commands[argparse.ArgumentParser]) -> None:
