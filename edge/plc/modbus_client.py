@@ -10,7 +10,7 @@ from edge.clock import Clock
 from edge.config import Plc
 from edge.plc.desk import Desk
 from edge.plc.handshake import OnAnswered, OnLate, Saying
-from edge.plc.modbus_exchange import Exchange
+from edge.plc.modbus_exchange import LAST_S, Exchange
 from edge.plc.modbus_map import (
     COMMAND_AT,
     COMMAND_COUNT,
@@ -20,12 +20,12 @@ from edge.plc.modbus_map import (
     TEXT_COUNT,
 )
 from edge.plc.modbus_rtu import (
-    ADAPTER_S,
     READ,
     WRITE,
     Answered,
     Expected,
     find_answer,
+    pause_s,
     read_request,
     silence_s,
     write_request,
@@ -35,7 +35,7 @@ from edge.plc.thread import LinkThread, byte_ns
 
 ANSWER_S = 0.2  # a slave without an answer after so long, and the time of both on the wire, is asked again
 REFUSED_S = 0.25  # a request that was refused is tried again so often
-STALE_S = 0.5  # what is found in the command block after so long without a look at it is of unknown age
+STALE_S, STALE_POLLS = 0.5, 3  # what is found in the command block after so long without a look is of unknown age
 NOT_YET = (ExcCodes.ACKNOWLEDGE, ExcCodes.DEVICE_BUSY)  # refusals that pass by themselves
 SHORTEST_ANSWER = 5  # bytes
 HEARD_MOST = 1024  # bytes kept while an answer is waited for
@@ -71,8 +71,9 @@ class ModbusClientLink(LinkThread):
         """See `edge.plc.link.make_link`."""
         super().__init__(settings, desk, clock, on_answered, on_late, outputs)
         self._exchange = Exchange(self.handshake, self.outputs, clock, settings.check)
-        self._pause_ns = round((silence_s(settings.baud) - ADAPTER_S) * 1e9)
+        self._pause_ns = round(pause_s(settings.baud) * 1e9)
         self._silence_ns = round(silence_s(settings.baud) * 1e9)
+        self._stale_ns = round(max(STALE_S * 1e9, STALE_POLLS * settings.poll_ms * 1e6))
         self._looked_ns = 0  # when a valid command block was read last
         self._refused = ""
         self.opened()
@@ -90,6 +91,15 @@ class ModbusClientLink(LinkThread):
 
     def turn(self) -> int:
         """See `LinkThread`."""
+        next_ns = self._step()
+        until_ns = self.clock.mono_ns() + round(LAST_S * 1e9)
+        # At the end the PLC gets what it was not told yet, and acknowledges it.
+        while self._stop.is_set() and (now_ns := self.clock.mono_ns()) < until_ns and self.handshake.head(now_ns):
+            self.port.wait((min(next_ns, until_ns) - now_ns) / 1e9)
+            next_ns = self._step()
+        return next_ns
+
+    def _step(self) -> int:
         before_ns = self.clock.mono_ns()
         data = self.port.read()
         now_ns = self.clock.mono_ns()
@@ -185,7 +195,7 @@ class ModbusClientLink(LinkThread):
         if not self._exchange.valid(registers):
             self.garbage += 1
             return
-        if now_ns - self._looked_ns > STALE_S * 1e9:
+        if now_ns - self._looked_ns > self._stale_ns:
             self._exchange.out_of_touch()
         self._looked_ns = now_ns
         self._exchange.take(registers, now_ns)

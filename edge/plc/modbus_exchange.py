@@ -24,6 +24,8 @@ from edge.plc.modbus_map import (
 )
 from edge.plc.outputs import Outputs
 
+LAST_S = 0.25  # at the end the PLC has so long to get the last results and to acknowledge them
+
 
 @dataclass(frozen=True)
 class Blocks:

@@ -155,13 +155,18 @@ def _size(decoder: DecodePDU, data: bytes) -> int | None:
         return None
 
 
+def pause_s(baud: int) -> float:
+    """How long the line must be silent between two frames."""
+    return max(CHARACTERS_OF_SILENCE * 11 / baud, LEAST_SILENCE_S)
+
+
 def silence_s(baud: int) -> float:
-    """How long the line is silent after a frame, as it is seen behind an adapter.
+    """The same as it is seen behind an adapter: after so long without a byte nothing more of a frame comes.
 
     >>> round(silence_s(9600) * 1000, 2), round(silence_s(115_200) * 1000, 2)
     (24.01, 21.75)
     """
-    return max(CHARACTERS_OF_SILENCE * 11 / baud, LEAST_SILENCE_S) + ADAPTER_S
+    return pause_s(baud) + ADAPTER_S
 
 
 def crc_ok(frame: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pymodbus.constants import ExcCodes
@@ -11,7 +11,7 @@ from edge.clock import Clock
 from edge.config import Plc
 from edge.plc.desk import Desk
 from edge.plc.handshake import OnAnswered, OnLate, Saying
-from edge.plc.modbus_exchange import Exchange
+from edge.plc.modbus_exchange import LAST_S, Exchange
 from edge.plc.modbus_map import COMMAND_AT, COMMAND_COUNT, STATUS_AT, TEXT_AT, At, In
 from edge.plc.modbus_rtu import (
     Access,
@@ -21,12 +21,23 @@ from edge.plc.modbus_rtu import (
     access_of,
     answer_frame,
     exception_frame,
+    pause_s,
     silence_s,
 )
 from edge.plc.outputs import Outputs
 from edge.plc.thread import LOOK_S, LinkThread
 
-LAST_S = 0.25  # at the end the master has so long to read the results and to acknowledge them
+HELD_S = 0.1  # a request behind which noise came is answered within this time or not at all
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to us: what it asked for, which is done as far as it writes, or why it was refused."""
+
+    unit: int
+    function: int
+    access: Access | ExcCodes
+    heard_ns: int
 
 
 @dataclass(frozen=True)
@@ -49,19 +60,27 @@ class Registers:
         self._exchange = exchange
         self._check = check
         self._command = [0] * COMMAND_COUNT
+        self.wrong_checks = 0
 
-    def reply(self, frame: Frame, heard_ns: int, now: Callable[[], int]) -> Reply:
-        """Do a request to us, heard at `heard_ns`; what it reads is as of `now()`."""
+    def do(self, frame: Frame, heard_ns: int) -> Request:
+        """Write what a request heard at `heard_ns` writes. What it reads is read when it is answered."""
         try:
             access = access_of(frame.pdu)
             if access.read_count:
                 self._block_of(access, heard_ns)  # may it be read at all: before anything is written
             if access.values:
                 self._write(access, heard_ns)
-            registers, saying = self._read(access, now()) if access.read_count else ([], None)
         except RefusedError as refused:
-            return Reply(exception_frame(frame.unit, frame.pdu[0], refused.code))
-        return Reply(answer_frame(frame.unit, access, registers), saying)
+            return Request(frame.unit, frame.pdu[0], refused.code, heard_ns)
+        return Request(frame.unit, frame.pdu[0], access, heard_ns)
+
+    def answer(self, request: Request, now_ns: int) -> Reply:
+        """The answer, with what is there now."""
+        access = request.access
+        if isinstance(access, ExcCodes):
+            return Reply(exception_frame(request.unit, request.function, access))
+        registers, saying = self._read(access, now_ns) if access.read_count else ([], None)
+        return Reply(answer_frame(request.unit, access, registers), saying)
 
     def _write(self, access: Access, heard_ns: int) -> None:
         begin, end = access.write_at - COMMAND_AT, access.write_at - COMMAND_AT + len(access.values)
@@ -74,6 +93,7 @@ class Registers:
             return
         complete = end == COMMAND_COUNT  # one that is written piece by piece ends with the check
         if complete and not self._exchange.valid(command):
+            self.wrong_checks += 1
             raise RefusedError(ExcCodes.ILLEGAL_VALUE)
         self._command = command
         if complete:
@@ -83,7 +103,7 @@ class Registers:
         start, block, saying = self._block_of(access, now_ns)
         begin = access.read_at - start
         end = begin + access.read_count
-        with_result = start == STATUS_AT and begin <= In.RESULT_TRIGGER and end > In.RESULT_WORD
+        with_result = start == STATUS_AT and begin <= In.RESULT_WORD < end
         return block[begin:end], saying if with_result else None
 
     def _block_of(self, access: Access, now_ns: int) -> tuple[int, list[int], Saying | None]:
@@ -112,9 +132,10 @@ class ModbusServerLink(LinkThread):
         self._exchange = Exchange(self.handshake, self.outputs, clock, settings.check)
         self._registers = Registers(self._exchange, settings.check)
         self._splitter = Splitter(settings.unit)
+        self._pause_ns = round(pause_s(settings.baud) * 1e9)
         self._silence_ns = round(silence_s(settings.baud) * 1e9)
         self._heard_ns = 0
-        self._owed: Frame | None = None  # a request that was done and not answered
+        self._owed: Request | None = None  # it is not answered yet
 
     def opened(self) -> None:
         """See `LinkThread`."""
@@ -130,35 +151,45 @@ class ModbusServerLink(LinkThread):
         now_ns = self.clock.mono_ns()
         self.handshake.collect(now_ns)
         self.outputs.run(now_ns)  # the PLC reads what changes in the status
-        times = [now_ns + round(LOOK_S * 1e9), self.outputs.next_ns()]
-        times += [self._heard_ns + self._silence_ns] if self._splitter.waiting else []
+        times = [now_ns + round(LOOK_S * 1e9), self._next_ns(), self.outputs.next_ns()]
         return min(ns for ns in times if ns is not None)
 
     def _listen(self) -> None:
         before_ns = self.clock.mono_ns()
         data = self.port.read()
-        now_ns = self.clock.mono_ns()
         if data:
-            self._heard_ns = now_ns
-            self._answer(self._splitter.feed(data), now_ns)
+            self._heard_ns = self.clock.mono_ns()
+            self._do(self._splitter.feed(data))
         elif self._splitter.waiting and before_ns - self._heard_ns >= self._silence_ns:
-            self._answer(self._splitter.silence(), self._heard_ns)
-        self.garbage = self._splitter.garbage
+            self._do(self._splitter.silence())
+        if self._owed is not None:
+            self._answer(self._owed, before_ns)
+        self.garbage = self._splitter.garbage + self._registers.wrong_checks
 
-    def _answer(self, frames: list[Frame], heard_ns: int) -> None:
-        """Do all requests to us and answer the last one: behind it the master waits for no other.
+    def _next_ns(self) -> int | None:
+        """When a silence will be long enough for what waits for it."""
+        if self._splitter.waiting:
+            return self._heard_ns + self._silence_ns
+        return self._heard_ns + self._pause_ns if self._owed is not None else None
 
-        What follows it may be the next request, or noise. Which of them shows a silence; until then we hold our peace.
-        """
-        reply = None
+    def _do(self, frames: list[Frame]) -> None:
+        """Do all requests to us. The last one is to be answered, since behind it the master waits for no other."""
         for frame in frames:
             ours = frame.unit == self.settings.unit
-            reply = self._registers.reply(frame, heard_ns, self.clock.mono_ns) if ours else None
-            self._owed = frame if ours else None
-        if self._owed is None or self._splitter.waiting:
+            self._owed = self._registers.do(frame, self._heard_ns) if ours else None
+
+    def _answer(self, request: Request, now_ns: int) -> None:
+        """After the pause that must be between two frames, with what is there by now.
+
+        What follows the request may be the next one, or noise. It shows in time, or no master waits any more.
+        """
+        if self._splitter.waiting:
+            if now_ns - request.heard_ns > HELD_S * 1e9:
+                self._owed = None
             return
-        if reply is None:  # it had to wait: what the master reads is as of now
-            reply = self._registers.reply(self._owed, heard_ns, self.clock.mono_ns)
+        if now_ns - self._heard_ns < self._pause_ns:
+            return
+        reply = self._registers.answer(request, self.clock.mono_ns())
         self._owed = None
         self.port.write(reply.frame)
         if reply.saying is not None:
@@ -168,5 +199,5 @@ class ModbusServerLink(LinkThread):
         """Let the master read what it was not told yet, and acknowledge it."""
         until_ns = self.clock.mono_ns() + round(LAST_S * 1e9)
         while (now_ns := self.clock.mono_ns()) < until_ns and self.handshake.head(now_ns) is not None:
-            self.port.wait((until_ns - now_ns) / 1e9)
+            self.port.wait((min(self._next_ns() or until_ns, until_ns) - now_ns) / 1e9)
             self._listen()

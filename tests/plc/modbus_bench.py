@@ -87,6 +87,10 @@ class Bench:
             self.link.turn()
         return self.port.take()
 
+    def ask(self, request: bytes) -> bytes:
+        """As `hear`, with the pause that lies between a request and its answer."""
+        return self.hear(request, 0.002)
+
 
 def command_frame(command: Command, unit: int = UNIT) -> bytes:
     """A PLC writes its command block."""

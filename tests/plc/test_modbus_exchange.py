@@ -41,13 +41,13 @@ def registers_of(answer: bytes) -> list[int]:
 
 
 def status_of(bench: Bench) -> Status:
-    return read_status(registers_of(bench.hear(read_request(UNIT, STATUS_AT, STATUS_COUNT))))
+    return read_status(registers_of(bench.ask(read_request(UNIT, STATUS_AT, STATUS_COUNT))))
 
 
 def server(**settings: object) -> Bench:
     """A server that is in touch: it has seen a block without a command."""
     bench = Bench("modbus_server", **settings)
-    assert bench.hear(command_frame(Command()))[1] == WRITE
+    assert bench.ask(command_frame(Command()))[1] == WRITE
     return bench
 
 
@@ -56,19 +56,20 @@ def server(**settings: object) -> Bench:
 
 def test_a_trigger_is_taken_once() -> None:
     bench = server()
+    heard_ns, heard_ts = bench.clock.mono_ns(), bench.clock.ts()
     for _ in range(3):
-        bench.hear(command_frame(TRIGGER))
+        bench.ask(command_frame(TRIGGER))
     (trigger,) = bench.desk.triggers
     assert (trigger.number, trigger.serial, trigger.recipe, trigger.encoder) == (5, "S-1", 2, None)
-    assert trigger.at_mono_ns == bench.clock.mono_ns() and trigger.at_ts == pytest.approx(bench.clock.ts())
+    assert trigger.at_mono_ns == heard_ns and trigger.at_ts == pytest.approx(heard_ts)
     status = status_of(bench)
     assert (status.done, status.outcome) == (1, Outcome.TAKEN)
 
 
 def test_what_changes_beside_the_sequence_number_is_no_new_command() -> None:
     bench = server()
-    bench.hear(command_frame(TRIGGER))
-    bench.hear(command_frame(Command(2, 0, None, 1, Code.TRIGGER, 6, 1, None, "S-2")))
+    bench.ask(command_frame(TRIGGER))
+    bench.ask(command_frame(Command(2, 0, None, 1, Code.TRIGGER, 6, 1, None, "S-2")))
     assert len(bench.desk.triggers) == 1
 
 
@@ -86,7 +87,7 @@ def test_what_changes_beside_the_sequence_number_is_no_new_command() -> None:
 def test_every_command_has_an_outcome(command: Command, refuse: Refusal | None, outcome: Outcome, why: str) -> None:
     bench = server()
     bench.desk.refuse = refuse
-    bench.hear(command_frame(command))
+    bench.ask(command_frame(command))
     status = status_of(bench)
     assert (status.done, status.outcome) == (1, outcome), why
 
@@ -96,34 +97,34 @@ def test_a_serial_that_is_no_text_is_refused() -> None:
     block = command_registers(TRIGGER)
     block[At.SERIAL] = 0x0741
     block[At.CHECK :] = check_of(block[: At.CHECK], COMMAND_SEED)
-    bench.hear(write_request(UNIT, COMMAND_AT, block))
+    bench.ask(write_request(UNIT, COMMAND_AT, block))
     assert status_of(bench).outcome == Outcome.BAD_VALUE and bench.desk.triggers == []
 
 
 def test_a_command_that_stood_there_at_the_beginning_is_stale() -> None:
     bench = Bench("modbus_server")
-    bench.hear(command_frame(TRIGGER))
+    bench.ask(command_frame(TRIGGER))
     status = status_of(bench)
     assert (status.done, status.outcome, bench.desk.triggers) == (1, Outcome.STALE, [])
-    bench.hear(command_frame(Command(1, sequence=2, code=Code.TRIGGER, trigger=5, recipe=2, serial="S-1")))
+    bench.ask(command_frame(Command(1, sequence=2, code=Code.TRIGGER, trigger=5, recipe=2, serial="S-1")))
     assert status_of(bench).outcome == Outcome.TAKEN and len(bench.desk.triggers) == 1
 
 
 def test_after_the_cable_was_out_a_command_that_was_done_is_not_done_again() -> None:
     bench = server()
-    bench.hear(command_frame(TRIGGER))
+    bench.ask(command_frame(TRIGGER))
     bench.link.opened()
-    bench.hear(command_frame(TRIGGER))
+    bench.ask(command_frame(TRIGGER))
     status = status_of(bench)
     assert (status.done, status.outcome, len(bench.desk.triggers)) == (1, Outcome.TAKEN, 1)
 
 
 def test_sequence_zero_is_a_new_beginning() -> None:
     bench = server()
-    bench.hear(command_frame(TRIGGER))
-    bench.hear(command_frame(Command()))
+    bench.ask(command_frame(TRIGGER))
+    bench.ask(command_frame(Command()))
     assert status_of(bench).done == 0
-    bench.hear(command_frame(Command(sequence=1, code=Code.TRIGGER, trigger=6)))
+    bench.ask(command_frame(Command(sequence=1, code=Code.TRIGGER, trigger=6)))
     assert [t.number for t in bench.desk.triggers] == [5, 6]
 
 
@@ -131,9 +132,9 @@ def test_only_a_heartbeat_that_moves_is_a_sign_of_life() -> None:
     bench = server(heartbeat_s=1.0)
     for _ in range(5):
         bench.clock.advance(1)
-        bench.hear(command_frame(Command(heartbeat=3)))
+        bench.ask(command_frame(Command(heartbeat=3)))
     assert bench.link.handshake.silent(bench.clock.mono_ns())
-    bench.hear(command_frame(Command(heartbeat=4)))
+    bench.ask(command_frame(Command(heartbeat=4)))
     assert not bench.link.handshake.silent(bench.clock.mono_ns())
 
 
@@ -143,16 +144,16 @@ def test_only_a_heartbeat_that_moves_is_a_sign_of_life() -> None:
 def test_a_result_stands_until_its_ack_then_the_next() -> None:
     bench = server()
     for number in (1, 2):
-        bench.hear(command_frame(Command(sequence=number, code=Code.TRIGGER, trigger=number)))
+        bench.ask(command_frame(Command(sequence=number, code=Code.TRIGGER, trigger=number)))
         bench.desk.say(70_000 + number, Say.OK if number == 1 else Say.NG, "" if number == 1 else "defect.short")
     first = Result(1, 70_001, Say.OK)
     assert status_of(bench).result == first == status_of(bench).result
     done = Command(sequence=2, code=Code.TRIGGER, trigger=2, ack=70_001)
-    bench.hear(command_frame(done))
+    bench.ask(command_frame(done))
     assert status_of(bench).result == Result(2, 70_002, Say.NG, "1")
-    text = registers_of(bench.hear(read_request(UNIT, TEXT_AT, TEXT_COUNT)))
+    text = registers_of(bench.ask(read_request(UNIT, TEXT_AT, TEXT_COUNT)))
     assert (text[:2], text_of(text[2:18])) == ([1, 70_002 - 65_536], "defect.short")
-    bench.hear(command_frame(Command(sequence=2, code=Code.TRIGGER, trigger=2, ack=70_002)))
+    bench.ask(command_frame(Command(sequence=2, code=Code.TRIGGER, trigger=2, ack=70_002)))
     status = status_of(bench)
     assert status.result is None
     assert [(a.result_id, say) for a, _, say in bench.answered] == [(70_001, Say.OK), (70_002, Say.NG)]
@@ -160,18 +161,18 @@ def test_a_result_stands_until_its_ack_then_the_next() -> None:
 
 def test_a_result_is_said_when_it_is_read_and_not_before() -> None:
     bench = server()
-    bench.hear(command_frame(TRIGGER))
+    bench.ask(command_frame(TRIGGER))
     bench.desk.say(9)
-    bench.hear(read_request(UNIT, STATUS_AT, In.RESULT_TRIGGER))  # signals alone
+    bench.ask(read_request(UNIT, STATUS_AT, In.RESULT_TRIGGER))  # signals alone
     assert bench.answered == []
     bench.clock.advance(0.05)
-    bench.hear(read_request(UNIT, STATUS_AT, STATUS_COUNT))
-    assert [ms for _, ms, _ in bench.answered] == [pytest.approx(50)]
+    bench.ask(read_request(UNIT, STATUS_AT, STATUS_COUNT))
+    assert [ms for _, ms, _ in bench.answered] == [pytest.approx(56)], "with the pauses before three answers"
 
 
 def test_an_ok_that_is_read_too_late_is_late() -> None:
     bench = server()
-    bench.hear(command_frame(TRIGGER))
+    bench.ask(command_frame(TRIGGER))
     bench.desk.say(9, until_mono_ns=bench.clock.mono_ns() + 100_000_000)
     bench.clock.advance(0.2)
     result = status_of(bench).result
@@ -181,10 +182,10 @@ def test_an_ok_that_is_read_too_late_is_late() -> None:
 
 def test_a_trigger_repeated_with_the_ack_of_its_answer_is_no_second_part() -> None:
     bench = server()
-    bench.hear(command_frame(TRIGGER))
+    bench.ask(command_frame(TRIGGER))
     bench.desk.say(9)
     assert status_of(bench).result == Result(5, 9, Say.OK)
-    bench.hear(command_frame(Command(1, 9, None, 2, Code.TRIGGER, 5, 2, None, "S-1")))
+    bench.ask(command_frame(Command(1, 9, None, 2, Code.TRIGGER, 5, 2, None, "S-1")))
     assert len(bench.desk.triggers) == 1 and status_of(bench).result is None
 
 
@@ -204,17 +205,17 @@ def test_a_trigger_repeated_with_the_ack_of_its_answer_is_no_second_part() -> No
 )
 def test_what_is_refused(request_frame: bytes, code: ExcCodes, why: str) -> None:
     bench = server()
-    before = bench.hear(read_request(UNIT, COMMAND_AT, COMMAND_COUNT))
-    assert bench.hear(request_frame) == exception_frame(UNIT, request_frame[1], code), why
-    assert bench.hear(read_request(UNIT, COMMAND_AT, COMMAND_COUNT)) == before, "nothing of it is kept"
+    before = bench.ask(read_request(UNIT, COMMAND_AT, COMMAND_COUNT))
+    assert bench.ask(request_frame) == exception_frame(UNIT, request_frame[1], code), why
+    assert bench.ask(read_request(UNIT, COMMAND_AT, COMMAND_COUNT)) == before, "nothing of it is kept"
 
 
 def test_an_exchange_whose_reading_is_refused_writes_nothing() -> None:
     bench = server()
     request = exchange(TRIGGER, STATUS_AT, STATUS_COUNT + 1)
-    assert bench.hear(request) == exception_frame(UNIT, 23, ExcCodes.ILLEGAL_ADDRESS)
+    assert bench.ask(request) == exception_frame(UNIT, 23, ExcCodes.ILLEGAL_ADDRESS)
     assert bench.desk.triggers == []
-    answer = bench.hear(exchange(TRIGGER, STATUS_AT, STATUS_COUNT))
+    answer = bench.ask(exchange(TRIGGER, STATUS_AT, STATUS_COUNT))
     assert read_status(registers_of(answer)).done == 1, "it writes first, then reads"
 
 
@@ -228,16 +229,16 @@ def test_a_block_in_pieces_is_looked_at_with_its_last_register() -> None:
     block = command_registers(TRIGGER)
     for at, value in enumerate(block):
         assert bench.desk.triggers == []
-        bench.hear(write_request(UNIT, COMMAND_AT + at, [value]))
+        bench.ask(write_request(UNIT, COMMAND_AT + at, [value]))
     assert [t.number for t in bench.desk.triggers] == [5]
 
 
 def test_without_the_check_the_sequence_number_is_the_last_word() -> None:
     bench = Bench("modbus_server", check=False)
-    bench.hear(write_request(UNIT, COMMAND_AT, [0] * COMMAND_COUNT))
-    bench.hear(write_request(UNIT, COMMAND_AT + At.CODE, [1, 5]))
+    bench.ask(write_request(UNIT, COMMAND_AT, [0] * COMMAND_COUNT))
+    bench.ask(write_request(UNIT, COMMAND_AT + At.CODE, [1, 5]))
     assert bench.desk.triggers == []
-    bench.hear(write_request(UNIT, COMMAND_AT + At.SEQUENCE, [1]))
+    bench.ask(write_request(UNIT, COMMAND_AT + At.SEQUENCE, [1]))
     assert [t.number for t in bench.desk.triggers] == [5]
 
 
@@ -251,11 +252,18 @@ def test_what_goes_to_others_and_to_all_is_left_alone(unit: int) -> None:
 def test_the_answer_waits_while_something_follows_the_request() -> None:
     bench = server()
     request = read_request(UNIT, STATUS_AT, STATUS_COUNT)
-    assert bench.hear(request + b"\x55\x66") == b"", "the master may be speaking again"
-    bench.clock.advance(0.05)
-    assert len(bench.hear(b"")) == 5 + 2 * STATUS_COUNT, "it was noise"
+    assert bench.ask(request + b"\x55\x66") == b"", "the master may be speaking again"
+    assert len(bench.hear(b"", 0.05)) == 5 + 2 * STATUS_COUNT, "it was noise"
     assert bench.link.garbage == 1
-    assert len(bench.hear(request + request)) == 5 + 2 * STATUS_COUNT, "a request and its repetition get one answer"
+    assert len(bench.ask(request + request)) == 5 + 2 * STATUS_COUNT, "a request and its repetition get one answer"
+
+
+def test_a_request_under_a_flood_of_noise_is_not_answered_when_it_ends() -> None:
+    bench = server()
+    bench.hear(read_request(UNIT, STATUS_AT, STATUS_COUNT))
+    for _ in range(20):
+        assert bench.hear(b"\x55" * 20, 0.01) == b""
+    assert bench.hear(b"", 0.05) == b"", "the master has long given up"
 
 
 def test_half_a_request_before_a_long_pause_of_ours_is_completed() -> None:
@@ -264,7 +272,20 @@ def test_half_a_request_before_a_long_pause_of_ours_is_completed() -> None:
     request = read_request(UNIT, STATUS_AT, STATUS_COUNT)
     bench.hear(request[:4])
     bench.clock.advance(0.3)
-    assert bench.hear(request[4:]) != b""
+    assert bench.ask(request[4:]) != b""
+
+
+def test_an_answer_leaves_after_the_pause_between_two_frames() -> None:
+    bench = Bench("modbus_server", baud=9600)
+    request = read_request(UNIT, STATUS_AT, STATUS_COUNT)
+    assert bench.hear(request, 0.0039) == b"", "3.5 characters take 4 ms"
+    assert bench.hear(b"", 0.0002) != b""
+
+
+def test_a_block_with_a_wrong_check_counts_as_garbage() -> None:
+    bench = server()
+    bench.ask(write_request(UNIT, COMMAND_AT, [1] * COMMAND_COUNT))
+    assert bench.link.garbage == 1
 
 
 # --- the client's requests ---
