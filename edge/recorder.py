@@ -118,7 +118,8 @@ class Recorder:
     def _offer(self, what: Part | EventEntry, size: int) -> None:
         item = _Item(what, self._clock.ts(), self._clock.mono_ns())
         if not self._spool.offer(item, size):
-            self._gaps.add(item, "the writer could not keep up" if self.state is DiskState.OK else self.problem())
+            in_trouble = self.state not in (DiskState.OK, DiskState.SLOW)
+            self._gaps.add(item, self.problem() if in_trouble else "the writer could not keep up", in_trouble)
 
     def counts(self) -> RecorderCounts:
         """What is held now; what was lost since the start, in frames (a part or an event without frames is one)."""

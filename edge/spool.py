@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ class DiskState(str, Enum):
     """How the disk takes what it is given."""
 
     OK = "ok"
+    SLOW = "slow"  # more comes than it takes: what does not fit is dropped
     FULL = "full"
     READ_ONLY = "read_only"
     FAILING = "failing"
@@ -147,15 +147,22 @@ class Spool(Generic[T]):
         with self._changed:
             full = self._waiting and self._bytes + size > self._most_bytes
             if self._stopping or full or len(self._waiting) >= MOST_ITEMS:
-                if self.trouble.state is DiskState.OK:
-                    self.dropped += 1
-                else:
-                    self.failed += 1
+                self._refuse()
                 return False
             self._waiting.append((item, size))
             self._bytes += size
             self._changed.notify_all()
         return True
+
+    def _refuse(self) -> None:
+        """Count an item that is not taken; the lock is held."""
+        if self._in_trouble():
+            self.failed += 1
+            return
+        self.dropped += 1
+        if not self._stopping:
+            text = f"{self._what} cannot keep up: {self._folder} is on a disk that is too slow for what comes, or stuck"
+            self._tell(Trouble(DiskState.SLOW, text))
 
     def settled(self, timeout_s: float) -> bool:
         """Wait until nothing waits to be written; False when it still does."""
@@ -181,13 +188,16 @@ class Spool(Generic[T]):
         """The item that has waited longest, left in the queue while it is written; None: the end."""
         while True:
             with self._changed:
-                wait_s = IDLE_S if self.trouble.state is DiskState.OK else self._retry_s
+                wait_s = self._retry_s if self._in_trouble() else IDLE_S
                 self._changed.wait_for(lambda: self._waiting or self._stopping, wait_s)
                 if self._waiting:
                     return self._waiting[0]
                 if self._stopping:
                     return None
-            self._try_alone(partial(self._sink.idle, self.trouble.state is not DiskState.OK))
+            self._try_alone(partial(self._sink.idle, self._in_trouble()))
+
+    def _in_trouble(self) -> bool:
+        return self.trouble.state not in (DiskState.OK, DiskState.SLOW)
 
     def _put(self, item: T) -> None:
         for _ in range(ATTEMPTS):
@@ -233,13 +243,15 @@ class Spool(Generic[T]):
                 log.warning("%s: %s: %s", self._what, type(error).__name__, error)
                 log.debug("what failed", exc_info=True)
                 raise _Unwritable from error
-            self._tell(Trouble())
+            if self.trouble.state is not DiskState.SLOW or len(self._waiting) <= 1:  # slow until it has caught up
+                self._tell(Trouble())
             return True
 
     def _makes_room(self, make_room: Callable[[], bool]) -> bool:
         try:
             return make_room()
-        except OSError:
+        except Exception as error:
+            log.debug("no room can be made: %s", error)
             return False
 
     def _tell(self, trouble: Trouble) -> None:
@@ -249,9 +261,8 @@ class Spool(Generic[T]):
 
     def _pause(self) -> bool:
         """Wait before the disk is tried again; True: the time is over."""
-        until = time.monotonic() + self._retry_s
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping, max(0.0, until - time.monotonic()))
+            self._changed.wait_for(lambda: self._stopping, self._retry_s)
             return self._stopping
 
 

@@ -286,8 +286,9 @@ def test_a_count_of_parts_that_began_anew_replaces_and_says_so(tmp_path):
     assert np.array_equal(cv2.imread(str(tmp_path / path / "cam1.png"), cv2.IMREAD_UNCHANGED), textured(2))
 
 
-def test_what_a_crash_left_half_written_is_removed_at_the_start(tmp_path):
-    half = tmp_path / PARTIAL / "143015-000009-SN9"
+@pytest.mark.parametrize("name", ["143015-000009-SN9", "143015-000009", "143015-000009~gone", "143015-000009-a~gone"])
+def test_what_a_crash_left_half_written_or_half_removed_goes_at_the_start(tmp_path, name):
+    half = tmp_path / PARTIAL / name
     half.mkdir(parents=True)
     (half / "cam1.png").write_bytes(b"half")
     with Rig(tmp_path) as rig:
@@ -307,8 +308,11 @@ def test_the_queue_is_bounded_in_bytes_and_refusals_are_counted(tmp_path):
         paths = [rig.evidence.keep(part("NG", n, image=image)) for n in range(1, 7)]
         assert [bool(path) for path in paths] == [True] * 3 + [False] * 3
         assert rig.evidence.counts().dropped == 3
+        assert rig.evidence.state is DiskState.SLOW
+        assert "cannot keep up" in rig.evidence.problem()
         slow.set()
         assert rig.evidence.settled(WAIT_S)
+        assert rig.evidence.problem() == ""
         assert rig.held() == sorted(path for path in paths if path)
 
 
@@ -541,7 +545,7 @@ def test_a_folder_of_a_hundred_thousand_starts_in_seconds(tmp_path):
         took_s = time.monotonic() - began
         assert rig.evidence.counts().files == 100_001
     print(f"100,000 parts: {took_s:.1f} s")
-    assert took_s < 20
+    assert took_s < 30  # about 5 on an idle machine
 
 
 def test_a_look_has_no_features_in_the_queue(tmp_path):
