@@ -66,8 +66,15 @@ class Gatherer:
         admission: Admission,
         clock: Clock,
         meanwhile: Callable[[], bool],
+        holds: bool = True,
     ) -> None:
-        """`meanwhile` is called while it waits; True: the service is to stop."""
+        """Nothing is waited for yet.
+
+        Args:
+            meanwhile: called while it waits; True: the service is to stop.
+            holds: inferences hold the interpreter (those of Paddle Lite do, those of ONNX Runtime do not).
+        """
+        self._is_held = holds
         self._ring = ring
         self._pairers = pairers
         self._admission = admission
@@ -76,8 +83,9 @@ class Gatherer:
         self._holds: deque[tuple[int, int]] = deque(maxlen=HOLDS)
 
     def held(self, began_ns: int, ended_ns: int) -> None:
-        """The interpreter was held by an inference for that time."""
-        self._holds.append((began_ns, ended_ns))
+        """An inference took that time."""
+        if self._is_held:
+            self._holds.append((began_ns, ended_ns))
 
     def pass_by(self, trigger: Trigger) -> None:
         """Count a trigger that is settled without a look: its frames are nobody else's."""

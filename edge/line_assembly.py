@@ -66,7 +66,8 @@ def make_line(
     books = {recipe.number: _book(recipe, product, cameras, clock) for recipe in product.recipes.recipes}
     ring = FrameRing(cameras, clock_ns=clock.mono_ns)
     admission = Admission(_longest_ns(books.values(), product, clock), settle_prior_ns=0)
-    gatherer = Gatherer(ring, {c.id: Pairer(c) for c in config.camera}, admission, clock, meanwhile)
+    pairers = {settings.id: Pairer(settings) for settings in config.camera}
+    gatherer = Gatherer(ring, pairers, admission, clock, meanwhile, holds=product.artifact.runtime == "paddlelite")
     care = LineCare(desk, station, product.recipes, kept.rows, wire, topics, clock, memory, config.challenge)
     line = Line(desk, gatherer, books, station, admission, clock, care)
     link = make_link(config.plc, desk, clock, care.answered, care.late, config.output)
