@@ -12,7 +12,7 @@ from edge.part import Answer, Trigger
 
 # Answers that no link fetches (its cable is out for long): beyond so many the oldest are forgotten, and counted.
 ANSWERS_KEPT = 256
-FETCH_S = 0.005
+SAID_S = 0.02  # how long `answer` waits at most until the link has said it
 REFUSED_KEPT = 256
 
 
@@ -95,6 +95,7 @@ class Desk:
         self._next = _Waiting()  # its trigger is still to come
         self._in_hand = 0  # taken by the station and not answered
         self._answers: deque[Answer] = deque()
+        self._unsaid = False
         self._error = ""
         self._running = False
         self._closed = False
@@ -131,8 +132,14 @@ class Desk:
         with self._changed:
             given = list(self._answers)
             self._answers.clear()
-            self._changed.notify_all()
         return given
+
+    def said(self) -> None:
+        """The link has nothing more to say: of what it fetched all is written, or kept for later."""
+        with self._changed:
+            if self._unsaid and not self._answers:
+                self._unsaid = False
+                self._changed.notify_all()
 
     def signals(self) -> Signals:
         """What the station shows now."""
@@ -180,18 +187,19 @@ class Desk:
     def answer(self, answer: Answer) -> None:
         """Hand an answer to the link; every trigger taken gets exactly one. What it says must be on the disk.
 
-        Waits a moment until the link has fetched it: the next inference holds the interpreter for tens of
-        milliseconds, and an answer that is ready must not wait for that.
+        Waits a moment until the link has said it: the next inference holds the interpreter for tens of milliseconds,
+        and an answer that is ready must not wait for that.
         """
         with self._changed:
             self._in_hand -= 1
             self._answers.append(answer)
+            self._unsaid = True
             if len(self._answers) > ANSWERS_KEPT:
                 self._answers.popleft()
                 self.forgotten += 1
         self._wake_link()
         with self._changed:
-            self._changed.wait_for(lambda: not self._answers, FETCH_S)
+            self._changed.wait_for(lambda: not self._unsaid, SAID_S)
 
     def show_error(self, code: str) -> None:
         """Tell the line what keeps the station from passing parts; "" takes it down."""

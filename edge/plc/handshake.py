@@ -236,6 +236,10 @@ class Handshake:
 
     def collect(self, now_ns: int) -> None:
         """Fetch the answers given at the desk. A link without a connection calls this too, so that none gets lost."""
+        self._fetch(now_ns)
+        self._desk.said()
+
+    def _fetch(self, now_ns: int) -> None:
         for answer in self._desk.answers():
             known = self._known.get(answer.trigger.number)
             if known is None or not known.asked_for(answer.trigger):
@@ -253,9 +257,11 @@ class Handshake:
 
         First those that the PLC waits for again (the port was opened anew, or it repeated its trigger), then new ones,
         then those whose Ack is due.
-        Say it whole and call `sent`, then ask again. One that is not reported as sent stays due.
+
+        Say it whole and call `sent`, then ask again until there is none: only then the desk goes on. One that is not
+        reported as sent stays due.
         """
-        self.collect(now_ns)
+        self._fetch(now_ns)
         self._give_up(now_ns)
         unacked = self._unacked.values()
         due = next((known for known in unacked if known.again), None)
@@ -263,6 +269,8 @@ class Handshake:
             due = self._fresh[0]
         if due is None:
             due = next((known for known in unacked if now_ns - known.touched_ns >= self._ack_ns), None)
+        if due is None:
+            self._desk.said()
         return self._saying(due, now_ns) if due is not None else None
 
     def head(self, now_ns: int) -> Saying | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -18,7 +20,7 @@ BEAT_S, ACK_S = 1.0, 0.5
 
 @pytest.fixture(autouse=True)
 def nobody_else_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk_module, "FETCH_S", 0.0)  # there is no link's thread to wait for
+    monkeypatch.setattr(desk_module, "SAID_S", 0.0)  # there is no link's thread to wait for
 
 
 class Bench:
@@ -475,3 +477,20 @@ def test_over_a_lossy_line_no_part_gets_the_answer_of_another(seed: int, serials
     assert len(line.told) > 40, why
     assert len({result for _, result in line.told}) == len(line.told)
     assert len(set(line.judged)) == len(line.judged), "no part was judged twice"
+
+
+def test_the_station_goes_on_when_its_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next inference would hold the interpreter between the fetching of an answer and its last byte."""
+    monkeypatch.setattr(desk_module, "SAID_S", 5.0)
+    bench = Bench()
+    bench.hear(1)
+    station = threading.Thread(target=bench.settle)
+    station.start()
+    while (saying := bench.shake.next_due(bench.now)) is None:
+        time.sleep(0.001)
+    station.join(0.1)
+    assert station.is_alive(), "it is fetched, not said"
+    bench.shake.sent(saying, bench.now)
+    assert bench.shake.next_due(bench.now) is None
+    station.join(2)
+    assert not station.is_alive()

@@ -200,9 +200,9 @@ def test_garbage_is_answered_at_a_rate_that_leaves_the_line_free(rig: Rig) -> No
             rig.plc.say(TriggerLine(number, "", 0))
             rig.plc.wait_for(lambda m, n=number: isinstance(m, VerdictLine) and m.number == n)  # type: ignore[misc]
             rig.plc.say(AckLine(number + 1))
-    assert rig.link.status().garbage == 1000
-    rig.plc.cable.write(b"\n")
-    assert rig.link.status().answered == 20
+    rig.plc.say(QueryLine())
+    rig.plc.next(SignalsLine)  # by now it has counted
+    assert (rig.link.status().garbage, rig.link.status().answered) == (1000, 20)
 
 
 def test_a_silent_plc_is_named_and_comes_back(tmp_path: Path) -> None:
