@@ -24,7 +24,8 @@ from edge.plc.cable import PtyCable
 from edge.plc.desk import Desk
 from edge.plc.link import Link, make_link
 from edge.plc.players import Answered, Ask, make_player
-from edge.plc.simulate import Plan, Simulator, in_words, is_good, main
+from edge.plc.simulate import in_words, is_good, main
+from edge.plc.simulator import Plan, Simulator
 from tests.plc.stations import EchoStation, always_ok
 
 ROOT = Path(__file__).parents[2]
