@@ -27,7 +27,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["edge", "edge.*"]),
-    package_data={"edge": ["py.typed", "*.toml"]},
+    package_data={"edge": ["py.typed", "*.toml", "plc/*.md"]},
     entry_points={"console_scripts": ["edge = edge.cli:entry"]},
     install_requires=[
         "numpy>=1.23,<2",  # Paddle's wheels are built for 1.x

@@ -36,6 +36,7 @@ from edge.plc.thread import LinkThread, byte_ns
 ANSWER_S = 0.2  # a slave without an answer after so long, and the time of both on the wire, is asked again
 REFUSED_S = 0.25  # a request that was refused is tried again so often
 STALE_S, STALE_POLLS = 0.5, 3  # what is found in the command block after so long without a look is of unknown age
+TEXT_S = 1.0  # texts wait at most so long for a moment without anything else to do
 NOT_YET = (ExcCodes.ACKNOWLEDGE, ExcCodes.DEVICE_BUSY)  # refusals that pass by themselves
 SHORTEST_ANSWER = 5  # bytes
 HEARD_MOST = 1024  # bytes kept while an answer is waited for
@@ -85,6 +86,7 @@ class ModbusClientLink(LinkThread):
         self._heard_ns = 0
         self._status: tuple[int, ...] = ()  # what the PLC has of us
         self._text: tuple[int, ...] = ()
+        self._text_ns = self.clock.mono_ns()
         self._takes_text = True
         self._free_ns = self._poll_ns = self.clock.mono_ns()
         self._exchange.out_of_touch()
@@ -111,7 +113,9 @@ class ModbusClientLink(LinkThread):
         self.outputs.run(now_ns)  # their states are in the status
         if self._flight is None and self.clock.mono_ns() >= self._free_ns:
             self._depart()
-        self.handshake.collect(self.clock.mono_ns())
+        saying = self.handshake.head(self.clock.mono_ns())
+        if saying is None or not saying.first:
+            self.handshake.collect(self.clock.mono_ns())  # whoever answers need not wait: there is nothing to say
         return self._next_ns()
 
     def _next_ns(self) -> int:
@@ -131,13 +135,16 @@ class ModbusClientLink(LinkThread):
         now_ns = self.clock.mono_ns()
         blocks = self._exchange.blocks(now_ns)
         status, text = tuple(blocks.status), tuple(blocks.text)
+        news = self._takes_text and text != self._text
+        waited = now_ns - self._text_ns > TEXT_S * 1e9  # on a slow line a look is always due
         if status != self._status:
             self._write(STATUS_AT, status, blocks.saying)
-        elif now_ns >= self._poll_ns:
+        elif now_ns >= self._poll_ns and not (news and waited):
             self._poll_ns = now_ns + round(self.settings.poll_ms * 1e6)
             expected = Expected(self.settings.unit, READ, COMMAND_AT, COMMAND_COUNT)
             self._send(read_request(self.settings.unit, COMMAND_AT, COMMAND_COUNT), expected)
-        elif text != self._text and self._takes_text:
+        elif news:
+            self._text_ns = now_ns
             self._write(TEXT_AT, text, None)
 
     def _write(self, at: int, block: tuple[int, ...], saying: Saying | None) -> None:

@@ -383,6 +383,14 @@ def test_a_plc_without_registers_for_texts_is_asked_once() -> None:
     assert slave.asked.count((WRITE, TEXT_AT)) == 1
 
 
+def test_on_a_slow_line_texts_have_their_turn() -> None:
+    bench = Bench("modbus_client", poll_ms=2)  # a look takes longer
+    slave = Slave(bench)
+    slave.run(3)
+    assert slave.asked.count((WRITE, TEXT_AT)) == 1
+    assert slave.asked.count((READ, COMMAND_AT)) > 500
+
+
 def test_a_plc_that_is_busy_is_asked_again() -> None:
     bench, slave = client()
     slave.refuse = {(READ, COMMAND_AT): ExcCodes.DEVICE_BUSY}
