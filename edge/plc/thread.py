@@ -105,7 +105,7 @@ class LinkThread(ABC):
         )
         self.garbage = 0
         self._state = (LinkState.RECONNECTING, f"{settings.port} is not open yet")
-        self._reopened = 0
+        self._opened = 0  # times
         self._desk = desk
         self._wake = Wake()
         self._stop = threading.Event()
@@ -154,7 +154,7 @@ class LinkThread(ABC):
         return LinkStatus(
             state,
             detail,
-            self._reopened,
+            max(self._opened - 1, 0),
             self.garbage,
             counts.late,
             counts.unacknowledged,
@@ -173,21 +173,19 @@ class LinkThread(ABC):
 
     def _run(self) -> None:
         retry = Retry()
-        failed = False
         while not self._stop.is_set():
             began_ns = self._beat_ns = self.clock.mono_ns()
             try:
-                self._open(failed)
+                self._open()
                 self._serve()
             except PlcError as fault:
                 self._tell(LinkState.RECONNECTING, str(fault))
             except Exception as error:  # the line must come back whatever the driver threw
-                log.exception("the link to the PLC failed")
+                log.debug("the link to the PLC failed", exc_info=True)
                 self._tell(LinkState.RECONNECTING, f"unexpected fault of the link: {type(error).__name__}: {error}")
             finally:
                 self.outputs.link_lost()
                 self.port.close()
-            failed = True
             if self._opened_ns >= began_ns and self._worked():
                 retry.reset()
             self.handshake.collect(self.clock.mono_ns())
@@ -198,11 +196,10 @@ class LinkThread(ABC):
         """Whether the connection that just ended was a real one, so that the port may well be there again at once."""
         return self.handshake.alive() or self.clock.mono_ns() - self._opened_ns > STEADY_S * 1e9
 
-    def _open(self, again: bool) -> None:
+    def _open(self) -> None:
         self.port.open()
         self.outputs.rest()
-        if again:
-            self._reopened += 1
+        self._opened += 1
         now_ns = self.clock.mono_ns()
         self._checked_ns = self._opened_ns = now_ns
         self.handshake.connected(now_ns)
