@@ -33,6 +33,9 @@ from edge.plc.ascii_line import (
     message,
     messages,
 )
+from edge.plc.ascii_link import GARBAGE_BURST, GARBAGE_PER_S
+from edge.plc.handshake import ACKS_AWAITED, REMEMBER_S, REMEMBERED, SILENT_BEATS
+from edge.plc.outputs import PENDING
 
 PROTOCOL = Path(__file__).parents[2] / "edge" / "plc" / "PROTOCOL.md"
 
@@ -188,6 +191,24 @@ def test_every_line_printed_in_the_protocol_is_one() -> None:
     for arrow, line in shown:
         read = (commands if arrow == "-->" else messages)(True).feed(line.encode() + b"\n")
         assert len(read) == 1 and not isinstance(read[0], Garbage), line
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (f"`123456789` it is `{zlib.crc32(b'123456789'):08X}`", "the check"),
+        (f"at most {MAX_LINE} characters", "the length of a line"),
+        (f"1 to {MAX_SERIAL} characters", "the length of a serial"),
+        (f"when {REMEMBERED}\n  others came after it", "how many triggers are remembered"),
+        (f"{REMEMBER_S:g} s after its answer was last said", "how long"),
+        (f"at most {GARBAGE_BURST} times at once and {GARBAGE_PER_S} times a second", "how often garbage is told"),
+        (f"{PENDING} for an output at most", "how many pulses wait"),
+        (f"Heard nothing valid for {['', '', '', 'three'][SILENT_BEATS]} heartbeats", "when the other side is silent"),
+        (f"every `ack_s`, {['', '', '', '', '', '', 'six'][ACKS_AWAITED + 1]} times in all", "repetitions"),
+    ],
+)
+def test_the_protocol_says_what_the_code_does(said: str, why: str) -> None:
+    assert said in PROTOCOL.read_text(encoding="utf-8"), why
 
 
 class Fuzz:
