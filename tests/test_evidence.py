@@ -533,8 +533,9 @@ def test_thirty_kills_leave_whole_parts_only(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_of_a_hundred_thousand_starts_in_seconds(tmp_path):
-    for n in range(100_000):
+@pytest.mark.timeout(600)
+def test_a_folder_of_many_parts_starts_in_seconds(tmp_path):
+    for n in range(30_000):
         place = tmp_path / path_of("NG", n, f"SN{n}", TS + n)
         place.mkdir(parents=True)
         for name in ("cam1.jpg", "cam1.png", "part.json"):
@@ -543,9 +544,9 @@ def test_a_folder_of_a_hundred_thousand_starts_in_seconds(tmp_path):
     with Rig(tmp_path, quota_mb=10_000) as rig:
         rig.keep(part("NG", 1))
         took_s = time.monotonic() - began
-        assert rig.evidence.counts().files == 100_001
-    print(f"100,000 parts: {took_s:.1f} s")
-    assert took_s < 30  # about 5 on an idle machine
+        assert rig.evidence.counts().files == 30_001
+    print(f"30,000 parts: {took_s:.1f} s")
+    assert took_s < 20  # about 1.5 on an idle machine, and 5 for 100,000
 
 
 def test_a_look_has_no_features_in_the_queue(tmp_path):
