@@ -274,8 +274,11 @@ class Handshake:
         return self._saying(due, now_ns) if due is not None else None
 
     def head(self, now_ns: int) -> Saying | None:
-        """The answer that stands until its Ack: for a link whose PLC reads when it likes, one answer at a time."""
-        self.collect(now_ns)
+        """The answer that stands until its Ack: for a link whose PLC reads when it likes, one answer at a time.
+
+        The desk goes on with the next `collect`, when it was said or cannot be just now.
+        """
+        self._fetch(now_ns)
         self._give_up(now_ns)
         if self._unacked:
             return self._saying(next(iter(self._unacked.values())), now_ns)

@@ -149,7 +149,9 @@ class ModbusServerLink(LinkThread):
         if self._stop.is_set():
             self._linger()
         now_ns = self.clock.mono_ns()
-        self.handshake.collect(now_ns)
+        saying = self.handshake.head(now_ns)
+        if saying is None or not saying.first:
+            self.handshake.collect(now_ns)  # whoever answers waits a moment for the master to read it
         self.outputs.run(now_ns)  # the PLC reads what changes in the status
         times = [now_ns + round(LOOK_S * 1e9), self._next_ns(), self.outputs.next_ns()]
         return min(ns for ns in times if ns is not None)
