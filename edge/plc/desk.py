@@ -72,7 +72,8 @@ class Desk:
     """Triggers one way, answers the other.
 
     Every trigger offered before `close` comes out exactly once: taken by the station, among the refusals of a `take`,
-    or in `remaining`. A trigger is counted (`on_trigger`) when it is offered, whatever becomes of it.
+    or in `remaining`. What comes after is none: the station has stopped. A trigger is counted (`on_trigger`) when it
+    is offered, whatever becomes of it.
     """
 
     def __init__(
@@ -114,14 +115,14 @@ class Desk:
         A trigger without a recipe number gets the one that is set now: a later change does not touch it.
         """
         with self._changed:
-            if self._closed or not self._running:
+            if self._closed:
                 return Refusal.NOT_RUNNING
             self._on_trigger()
             self._changed.notify_all()
-            if len(self._waiting) + self._in_hand >= self._depth:
+            if not self._running or len(self._waiting) + self._in_hand >= self._depth:
                 self._next.overruns += 1
                 self._next.refused.append(trigger)
-                return Refusal.OVERRUN
+                return Refusal.OVERRUN if self._running else Refusal.NOT_RUNNING
             self._next.trigger = trigger if trigger.recipe else replace(trigger, recipe=self._recipe)
             self._waiting.append(self._next)
             self._next = _Waiting()

@@ -84,7 +84,7 @@ def _play(args: argparse.Namespace) -> int:
         print(f"the PLC is on {args.link or cable.path}; set plc.port to it", flush=True)
     elif not cable.is_in:
         raise PlcError(cable.problem)
-    log = open(args.log, "w", encoding="utf-8") if args.log else None  # noqa: SIM115 - closed below
+    log = open(args.log, "w", encoding="utf-8", buffering=1) if args.log else None  # noqa: SIM115 - closed below
     simulator = Simulator(_plan(args), cable, make_player(settings), log)
     before = {number: signal.signal(number, lambda *_: simulator.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
