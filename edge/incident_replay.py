@@ -21,7 +21,7 @@ from edge import settings
 from edge.bundle import manifest as manifests
 from edge.bundle import slots
 from edge.config import Runtime
-from edge.errors import EdgeError, IncidentError, PredictorError
+from edge.errors import BundleError, EdgeError, IncidentError, PredictorError
 from edge.fuse import fuse, looking
 from edge.incident_file import Entry, IncidentReader, Packed
 from edge.part_record import ExactLook, PartRecord, look_of
@@ -344,9 +344,12 @@ def _installed(state: Path, digest: str) -> Path:
     """The installed bundle of that digest, or else the active one.
 
     Raises:
-        BundleError: none is installed.
+        IncidentError: none is installed.
     """
-    active = slots.active(state)
+    try:
+        active = slots.active(state)
+    except BundleError as error:
+        raise IncidentError(f"{error}, or name one with --bundle") from error
     for link in (active, state / "bundles" / slots.PREVIOUS):
         try:
             if manifests.digest(manifests.read_unverified(link)) == digest:
