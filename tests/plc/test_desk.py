@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from edge.part import Answer, Say, Trigger
+from edge.plc import desk as desk_module
 from edge.plc.desk import ANSWERS_KEPT, REFUSED_KEPT, Desk, Refusal, Signals
 
 
@@ -96,9 +99,10 @@ def test_an_answer_wakes_the_link_and_is_fetched_once() -> None:
     assert [a.result_id for a in made.answers()] == [1] and made.answers() == []
 
 
-def test_answers_that_no_link_fetches_are_bounded_and_counted() -> None:
+def test_answers_that_no_link_fetches_are_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     made, _ = desk()
     made.open()
+    monkeypatch.setattr(desk_module, "FETCH_S", 0.0)
     for n in range(ANSWERS_KEPT + 3):
         made.answer(Answer(trigger(n), n, Say.OK))
     given = made.answers()
