@@ -102,7 +102,7 @@ def test_an_answer_wakes_the_link_and_is_fetched_once() -> None:
 def test_answers_that_no_link_fetches_are_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     made, _ = desk()
     made.open()
-    monkeypatch.setattr(desk_module, "FETCH_S", 0.0)
+    monkeypatch.setattr(desk_module, "SAID_S", 0.0)
     for n in range(ANSWERS_KEPT + 3):
         made.answer(Answer(trigger(n), n, Say.OK))
     given = made.answers()
