@@ -190,6 +190,7 @@ class LineCare:
         self._tick_due_ns = now_ns + TICK_NS
         self._tick_challenge()
         self._watch_link()
+        self._desk.show_error(self._error())
         self._tell_line()
         if now_ns >= self._save_due_ns:
             self.save()
@@ -230,7 +231,13 @@ class LineCare:
                 self._station.alarm(code, severity, standing[code], "Show the masters to the station.")
             else:
                 self._station.over(code)
-        self._desk.show_error(watch.blocked)
+
+    def _error(self) -> str:
+        """The code of what keeps parts from passing, as the PLC is shown it; "" for nothing."""
+        blocked = self._challenge.blocked if self._challenge is not None else ""
+        standing = self._station.standing()
+        disk = "disk" if standing & {"outbox", "genealogy"} else ""
+        return blocked or disk or ("camera" if any(code.startswith("camera_") for code in standing) else "")
 
     def _watch_link(self) -> None:
         status = self.link()

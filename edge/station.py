@@ -347,6 +347,10 @@ class Station:
         except OutboxError:
             self._wire.live(topic, alarm, retain=True)
 
+    def standing(self) -> set[str]:
+        """Codes of the alarms that stand."""
+        return set(self._alarms.standing)
+
     def over(self, code: str) -> None:
         """Take an alarm down."""
         if self._alarms.ends(code):

@@ -291,3 +291,23 @@ def test_stamps_of_the_time_of_an_inference_are_doubted(make: Make) -> None:
     rig.part(picture(), picture(), number=2, recipe=3)
     first, second = (m["looks"][0]["uncertainty_ms"] for m in parts(rig))  # type: ignore[index]
     assert second >= first + 20 or "missing" in str(parts(rig)[1])
+
+
+def test_the_plc_is_shown_what_keeps_parts_from_passing(make: Make) -> None:
+    rig = make()
+    assert rig.desk.signals().error == ""
+    rig.station.alarm("camera_cam1", "error", "camera cam1 is stalled", "Check its cable.")
+    rig.clock.advance(1)
+    rig.care.tick()
+    assert rig.desk.signals().error == "camera"
+    rig.station.over("camera_cam1")
+    rig.store.full = True
+    rig.part(picture(), picture())
+    rig.clock.advance(1)
+    rig.care.tick()
+    assert rig.desk.signals().error == "disk"
+    rig.store.full = False
+    rig.part(picture(), picture(), number=2)
+    rig.clock.advance(1)
+    rig.care.tick()
+    assert rig.desk.signals().error == ""
