@@ -64,20 +64,16 @@ class Exchange:
         """Whether a command block may be read."""
         return not self._check or checked(registers, COMMAND_SEED)
 
-    def take(self, registers: Sequence[int], at_mono_ns: int, with_command: bool = True) -> None:
-        """Read a valid command block that came at `at_mono_ns`.
-
-        Args:
-            with_command: False: the command in it is not whole yet, only what stands beside it is read.
-        """
+    def take(self, registers: Sequence[int], at_mono_ns: int) -> None:
+        """Read a valid command block that came at `at_mono_ns`."""
         command = read_command(registers)
         self._handshake.beat(command.heartbeat, at_mono_ns)
         self._outputs.counted(command.position)
-        if with_command and command.sequence != self._done:
+        if command.sequence != self._done:
             self._handshake.heard(at_mono_ns)
             self._outcome = self._outcome_of(command, at_mono_ns)
             self._done = command.sequence
-        self._in_touch = self._in_touch or with_command
+        self._in_touch = True
         # After the command: a trigger that is repeated together with the Ack of its answer is no new part.
         if command.ack:
             self._handshake.acknowledge(command.ack)

@@ -12,7 +12,7 @@ from edge.config import Plc
 from edge.plc.desk import Desk
 from edge.plc.handshake import OnAnswered, OnLate, Saying
 from edge.plc.modbus_exchange import LAST_S, Exchange
-from edge.plc.modbus_map import COMMAND_AT, COMMAND_COUNT, STATUS_AT, TEXT_AT, At, In
+from edge.plc.modbus_map import COMMAND_AT, COMMAND_COUNT, STATUS_AT, TEXT_AT, In
 from edge.plc.modbus_rtu import (
     Access,
     Frame,
@@ -87,11 +87,8 @@ class Registers:
         if begin < 0 or end > COMMAND_COUNT:
             raise RefusedError(ExcCodes.ILLEGAL_ADDRESS)
         command = [*self._command[:begin], *access.values, *self._command[end:]]
-        if not self._check:
-            self._command = command
-            self._exchange.take(command, heard_ns, begin <= At.SEQUENCE < end)
-            return
-        complete = end == COMMAND_COUNT  # one that is written piece by piece ends with the check
+        # One that is written piece by piece ends with the check; without it, with the sequence number.
+        complete = end == COMMAND_COUNT or not self._check
         if complete and not self._exchange.valid(command):
             self.wrong_checks += 1
             raise RefusedError(ExcCodes.ILLEGAL_VALUE)

@@ -119,6 +119,13 @@ def test_after_the_cable_was_out_a_command_that_was_done_is_not_done_again() -> 
     assert (status.done, status.outcome, len(bench.desk.triggers)) == (1, Outcome.TAKEN, 1)
 
 
+def test_a_command_that_was_given_while_the_cable_was_out_is_stale() -> None:
+    bench = server()
+    bench.link.opened()
+    bench.ask(command_frame(TRIGGER))
+    assert (status_of(bench).outcome, bench.desk.triggers) == (Outcome.STALE, [])
+
+
 def test_sequence_zero_is_a_new_beginning() -> None:
     bench = server()
     bench.ask(command_frame(TRIGGER))
@@ -247,6 +254,13 @@ def test_what_goes_to_others_and_to_all_is_left_alone(unit: int) -> None:
     bench = server()
     assert bench.hear(command_frame(TRIGGER, unit), 0.05) == b""
     assert bench.desk.triggers == [] and bench.link.garbage == 0
+
+
+def test_a_request_to_us_before_one_to_another_is_done_and_not_answered() -> None:
+    bench = server()
+    to_another = read_request(UNIT + 1, 0, 2)
+    assert bench.hear(command_frame(TRIGGER) + to_another, 0.05) == b"", "the line is the other's now"
+    assert len(bench.desk.triggers) == 1
 
 
 def test_the_answer_waits_while_something_follows_the_request() -> None:
@@ -435,3 +449,18 @@ def test_a_lost_answer_is_asked_for_again_and_the_result_written_again() -> None
     slave.run(0.1)
     assert read_status(slave.status).result == Result(5, 9, Say.OK)
     assert [a.result_id for a, _, _ in bench.answered] == [9]
+
+
+def test_a_block_whose_writing_was_not_confirmed_is_written_again() -> None:
+    """The PLC may have what was written: it is told again, even when all is as it was before."""
+    bench, slave = client()
+    before = slave.status
+    bench.desk.show_error("camera")
+    bench.clock.advance(0.002)
+    slave.answer(bench.hear(b""))
+    assert read_status(slave.status).error
+    bench.desk.show_error("")
+    bench.clock.advance(0.3)
+    bench.hear(b"")
+    slave.run(0.1)
+    assert slave.status == before

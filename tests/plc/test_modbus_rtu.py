@@ -121,6 +121,7 @@ def test_what_a_request_asks_for(pdu: str, expected: Access, why: str) -> None:
         ("03 0064 0001 00", ExcCodes.ILLEGAL_VALUE, "too long"),
         ("10 0000 0000 00", ExcCodes.ILLEGAL_VALUE, "writes nothing"),
         ("10 0000 0003 04 0001 0002", ExcCodes.ILLEGAL_VALUE, "says three registers and brings two"),
+        ("10 0000 0003 06 0001 0002", ExcCodes.ILLEGAL_VALUE, "says three and brings two, where the bytes agree"),
         ("10 0000 0002 05 0001 0002 00", ExcCodes.ILLEGAL_VALUE, "half a register"),
         ("10 0000 0002 06 0001 0002", ExcCodes.ILLEGAL_VALUE, "says six bytes and brings four"),
         ("17 0064 000e 0000 0002 02 0007", ExcCodes.ILLEGAL_VALUE, "writes two and brings one"),
