@@ -22,9 +22,8 @@ from enum import Enum
 from edge.part import Answer, Say, Trigger
 from edge.plc.desk import Desk, Refusal
 
-REMEMBERED = 64  # triggers
+REMEMBERED = 64  # triggers, and so also answers that wait to be said or for their Ack
 REMEMBER_S = 10.0  # longer than any recovery from an unplug
-KEPT = 64  # answers that wait to be said, and as many that wait for their Ack; beyond them the oldest is given up
 ACKS_AWAITED = 5  # an answer without Ack is given up so many `ack_s` after it was first said
 SILENT_BEATS = 3  # a PLC that said nothing for so many heartbeats is silent
 COUNTER = 0x10000  # heartbeat counters go from 0 to 65535 and over
@@ -248,9 +247,6 @@ class Handshake:
             known.answer = answer
             known.touched_ns = now_ns
             self._fresh.append(known)
-        while len(self._fresh) > KEPT:
-            self._fresh.popleft()
-            self._unacknowledged += 1
 
     def next_due(self, now_ns: int) -> Saying | None:
         """The answer to say now; None: there is none.
@@ -362,11 +358,9 @@ class Handshake:
             self._unacked.pop(known.answer.result_id, None)
 
     def _give_up(self, now_ns: int) -> None:
-        """Say no more what was said often enough, what nobody waits for any more, and what is too much."""
+        """Say no more what was said often enough, and what nobody waits for any more."""
         limit_ns = round((ACKS_AWAITED + 0.5) * self._ack_ns)  # so that the last repetition is not missed by a hair
-        excess = len(self._unacked) - KEPT
         old = [k for k in self._unacked.values() if _older(k.first_said_ns, now_ns, limit_ns) or self._over(k, now_ns)]
-        old += [k for k in list(self._unacked.values())[: max(excess, 0)] if k not in old]
         old += [k for k in self._fresh if self._over(k, now_ns)]
         for known in old:
             self._drop(known)

@@ -91,12 +91,7 @@ class Schedule:
         self._off_ns = None
 
     def _plan_time(self, trigger: Trigger, delay_ms: float, now_ns: int) -> None:
-        start_ns = trigger.at_mono_ns + round(delay_ms * 1e6)
-        if not delay_ms:
-            start_ns = now_ns
-        elif start_ns + self._pulse_ns <= now_ns:
-            self._drop("missed")
-            return
+        start_ns = trigger.at_mono_ns + round(delay_ms * 1e6) if delay_ms else now_ns
         self._starts_ns = deque(sorted([*self._starts_ns, start_ns]))
         self._bound(self._starts_ns)
 

@@ -37,7 +37,7 @@ class Plan:
         recipes: numbers to go through, the next one after each `recipe_every` parts; empty: recipe 0, the one set.
         recipe_by: the trigger names its recipe, or a request sets it beforehand.
         encoder_per_s: counts a second of an encoder; None: the line has none.
-        pulls: how often the cable is pulled, at random times.
+        pulls: how often the cable is pulled, at random times while the station is there.
         garbage_per_s: pieces of garbage sent a second, at random times.
         repeat_s: a trigger of which nothing was heard is said again after so long.
         settle_s: how long the end waits for open triggers.
@@ -180,7 +180,7 @@ class Simulator:
     # The cable.
 
     def _move_cable(self, now_ns: int) -> None:
-        if self._cable.is_in and self._pull_ns and now_ns >= self._pull_ns[0]:
+        if self.line.up and self._pull_ns and now_ns >= self._pull_ns[0]:
             self._pull_ns.pop(0)
             self._cable.pull()
             self.line.pulls += 1

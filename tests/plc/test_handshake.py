@@ -12,7 +12,7 @@ import pytest
 from edge.part import Answer, Say, Trigger
 from edge.plc import desk as desk_module
 from edge.plc.desk import Desk, Refusal
-from edge.plc.handshake import ACKS_AWAITED, KEPT, REMEMBER_S, REMEMBERED, Counts, Handshake, Saying
+from edge.plc.handshake import ACKS_AWAITED, REMEMBER_S, REMEMBERED, Counts, Handshake, Saying
 
 S = 1_000_000_000
 BEAT_S, ACK_S = 1.0, 0.5
@@ -302,8 +302,8 @@ def test_memory_is_bounded_when_the_plc_never_acknowledges() -> None:
         bench.wait(0.01)
     assert said == 1000
     assert len(bench.shake._known) <= REMEMBERED
-    assert len(bench.shake._unacked) <= KEPT + 1
-    assert bench.shake.counts().unacknowledged >= 1000 - KEPT - 1
+    assert len(bench.shake._unacked) <= REMEMBERED
+    assert bench.shake.counts().unacknowledged >= 1000 - REMEMBERED
 
 
 def test_memory_is_bounded_when_nothing_can_be_said() -> None:
@@ -312,7 +312,7 @@ def test_memory_is_bounded_when_nothing_can_be_said() -> None:
         bench.hear(number)
         bench.settle()
         bench.shake.collect(bench.now)
-    assert len(bench.shake._fresh) <= KEPT
+    assert len(bench.shake._fresh) <= REMEMBERED
     assert bench.shake.counts().unacknowledged == 1000 - len(bench.shake._fresh)
 
 

@@ -322,6 +322,44 @@ def test_an_output_by_the_way_of_the_belt_waits_for_the_belt(tmp_path: Path) -> 
     rig.close()
 
 
+def test_a_repeated_trigger_tells_where_the_belt_was_not_where_it_is(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, (Output(id="ejector", on=["NG"], delay_counts=100, pulse_ms=20.0),))
+    first, second = TriggerLine(1, "A", 0, 1000), TriggerLine(2, "B", 0, 5000)
+    with EchoStation(rig.desk, judge=lambda trigger: Say.NG):
+        rig.plc.wait_for(lambda m: isinstance(m, SignalsLine) and m.ready)
+        rig.plc.say(first)
+        rig.plc.next(VerdictLine)
+        rig.plc.say(second)
+        rig.plc.wait_for(lambda m: m == OutputLine("ejector", True))  # of the first: the belt is far beyond
+        rig.plc.wait_for(lambda m: m == OutputLine("ejector", False))
+        rig.plc.say(first, BeatLine(1, 5100))
+        rig.plc.wait_for(lambda m: m == OutputLine("ejector", True))
+    assert rig.link.status().outputs_dropped == 0
+    rig.close()
+
+
+def test_outputs_are_off_when_the_link_was_lost(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, (Output(id="lamp", on=["OK"], delay_ms=0.0, pulse_ms=60_000.0),))
+    with EchoStation(rig.desk):
+        rig.plc.wait_for(lambda m: isinstance(m, SignalsLine) and m.ready)
+        rig.plc.say(TriggerLine(1, "", 0))
+        rig.plc.wait_for(lambda m: m == OutputLine("lamp", True))
+        rig.plc.replug()
+        assert rig.plc.next(OutputLine, 5) == OutputLine("lamp", False)
+        rig.plc.silence(OutputLine, 0.1)
+    rig.close()
+
+
+def test_the_link_follows_the_path_to_another_device(rig: Rig) -> None:
+    rig.plc.next(SignalsLine)
+    first, rig.plc.cable = rig.plc.cable, PtyCable(rig.path)
+    rig.plc.cable.plug()  # the old one still answers, as a second adapter would
+    rig.plc.next(SignalsLine, 5)
+    assert rig.link.status().reopened == 1
+    first.pull()
+    rig.plc.cable.plug()
+
+
 def test_nothing_is_logged_for_a_part_and_little_for_a_bad_cable(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with EchoStation(rig.desk):
