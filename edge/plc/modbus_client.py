@@ -37,6 +37,8 @@ ANSWER_S = 0.2  # a slave without an answer after so long, and the time of both 
 REFUSED_S = 0.25  # a request that was refused is tried again so often
 STALE_S, STALE_POLLS = 0.5, 3  # what is found in the command block after so long without a look is of unknown age
 TEXT_S = 1.0  # texts wait at most so long for a moment without anything else to do
+TEXT_MISSED_S = 5.0  # a slave that leaves them unanswered is told again so often
+NEVER_NS = 1 << 62
 NOT_YET = (ExcCodes.ACKNOWLEDGE, ExcCodes.DEVICE_BUSY)  # refusals that pass by themselves
 SHORTEST_ANSWER = 5  # bytes
 HEARD_MOST = 1024  # bytes kept while an answer is waited for
@@ -87,7 +89,7 @@ class ModbusClientLink(LinkThread):
         self._status: tuple[int, ...] = ()  # what the PLC has of us
         self._text: tuple[int, ...] = ()
         self._text_ns = self.clock.mono_ns()
-        self._takes_text = True
+        self._text_free_ns = 0
         self._free_ns = self._poll_ns = self.clock.mono_ns()
         self._exchange.out_of_touch()
 
@@ -135,7 +137,7 @@ class ModbusClientLink(LinkThread):
         now_ns = self.clock.mono_ns()
         blocks = self._exchange.blocks(now_ns)
         status, text = tuple(blocks.status), tuple(blocks.text)
-        news = self._takes_text and text != self._text
+        news = now_ns >= self._text_free_ns and text != self._text
         waited = now_ns - self._text_ns > TEXT_S * 1e9  # on a slow line a look is always due
         if status != self._status:
             self._write(STATUS_AT, status, blocks.saying)
@@ -175,7 +177,7 @@ class ModbusClientLink(LinkThread):
         elif not data and before_ns >= self._patience_ns(flight):
             self._flight = None
             self._free_ns = now_ns + self._silence_ns
-            self._miss(flight)
+            self._miss(flight, now_ns)
 
     def _patience_ns(self, flight: Flight) -> int:
         """Until when the answer may come. Behind what may have been it, damaged, the silence is the end."""
@@ -207,17 +209,19 @@ class ModbusClientLink(LinkThread):
         self._looked_ns = now_ns
         self._exchange.take(registers, now_ns)
 
-    def _miss(self, flight: Flight) -> None:
+    def _miss(self, flight: Flight, now_ns: int) -> None:
         """No answer: what the PLC has of a block that was written is not known."""
         self.garbage += bool(self._heard)
-        if flight.block:
+        if flight.expected.at == TEXT_AT:
+            self._text_free_ns = now_ns + round(TEXT_MISSED_S * 1e9)
+        elif flight.block:
             self._status = ()
 
     def _refuse(self, expected: Expected, code: int, now_ns: int) -> None:
         if code in NOT_YET:
             self._free_ns = now_ns + round(self.settings.poll_ms * 1e6)
         elif expected.at == TEXT_AT:
-            self._takes_text = False  # it is the PLC's choice to have no texts
+            self._text_free_ns = NEVER_NS  # it is the PLC's choice to have no texts
         else:
             self._refused = _refusal(expected, code)
             self._free_ns = now_ns + round(REFUSED_S * 1e9)

@@ -314,6 +314,7 @@ class Slave:
         self.status: list[int] = []
         self.text: list[int] = []
         self.refuse: dict[tuple[int, int], ExcCodes] = {}  # (function, address) -> exception
+        self.mute: tuple[int, int] | None = None  # it does not answer this
         self.asked: list[tuple[int, int]] = []
 
     def run(self, seconds: float) -> None:
@@ -326,6 +327,8 @@ class Slave:
     def answer(self, request: bytes) -> bytes:
         function, at, count = request[1], int.from_bytes(request[2:4], "big"), int.from_bytes(request[4:6], "big")
         self.asked.append((function, at))
+        if (function, at) == self.mute:
+            return b""
         if (function, at) in self.refuse:
             return exception_frame(UNIT, function, self.refuse[function, at])
         if function == READ:
@@ -395,6 +398,16 @@ def test_a_plc_without_registers_for_texts_is_asked_once() -> None:
     slave.asked.clear()
     slave.run(0.5)
     assert slave.asked.count((WRITE, TEXT_AT)) == 1
+
+
+def test_a_plc_that_leaves_texts_unanswered_is_seldom_told_them() -> None:
+    bench, slave = client()
+    bench.link.opened()
+    slave.asked.clear()
+    slave.mute = (WRITE, TEXT_AT)
+    slave.run(4)
+    assert slave.asked.count((WRITE, TEXT_AT)) == 1
+    assert slave.asked.count((READ, COMMAND_AT)) > 200
 
 
 def test_on_a_slow_line_texts_have_their_turn() -> None:

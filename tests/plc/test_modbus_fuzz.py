@@ -182,7 +182,7 @@ def fuzz_server(frames: int, check: bool, seed: int = 1) -> tuple[int, list[obje
 @amount
 def test_a_server_does_no_command_that_was_not_sent(frames: int) -> None:
     done, wrong, slowest_s = fuzz_server(frames, check=True)
-    print(f"server: {frames} frames, {done} commands done, slowest turn {slowest_s * 1000:.1f} ms")
+    print(f"server: {frames} frames, {done} commands done, slowest turn {slowest_s * 1000:.1f} ms", flush=True)
     assert wrong == []
     assert done > frames / 50, "commands that are whole get through between the others"
     assert slowest_s < SLOWEST_S
@@ -232,7 +232,7 @@ def fuzz_client(frames: int, check: bool, seed: int = 2) -> tuple[int, list[obje
 @amount
 def test_a_client_does_no_command_that_was_not_sent(frames: int) -> None:
     done, wrong, slowest_s = fuzz_client(frames, check=True)
-    print(f"client: {frames} answers, {done} commands done, slowest turn {slowest_s * 1000:.1f} ms")
+    print(f"client: {frames} answers, {done} commands done, slowest turn {slowest_s * 1000:.1f} ms", flush=True)
     assert wrong == []
     assert done > frames / 200, "commands that are whole get through between the others"
     assert slowest_s < SLOWEST_S
