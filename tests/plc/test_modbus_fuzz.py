@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from pymodbus.framer import FramerRTU
 
+from edge.plc.desk import Refusal
 from edge.plc.modbus_map import COMMAND_AT, STATUS_AT, STATUS_COUNT, At, Code, Command, command_registers
 from edge.plc.modbus_rtu import LONGEST, READ, read_request
 from tests.plc.modbus_bench import UNIT, Bench, command_frame
@@ -115,6 +116,7 @@ class Watched(Bench):
         self.line = line
         self.acks: set[int] = set()
         self.slowest_s = 0.0
+        self.desk.refuse = Refusal.OVERRUN  # noted all the same; what is taken would wait for its answer for ever
         self.link.handshake.acknowledge = self._noted
 
     def _noted(self, result_id: int) -> bool:
