@@ -39,14 +39,14 @@ class Gathered:
 
     Attributes:
         missing: camera -> why it has no frame.
-        late: it was given up for one of these because time was up.
+        late: of these, those that were given up because time was up.
         stopped: the service is to stop.
         crossed: what is wrong with the part before, as this trigger shows; see `Pairer.begin`.
     """
 
     found: dict[str, Chosen] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    late: bool = False
+    late: set[str] = field(default_factory=set)
     stopped: bool = False
     crossed: list[str] = field(default_factory=list)
 
@@ -150,7 +150,8 @@ class Gatherer:
                 self._ring.use(choice.frame)
             else:
                 result.missing[camera] = choice.why
-                result.late |= final
+                if final:
+                    result.late.add(camera)
         return waits
 
     def _lateness_ms(self, trigger: Trigger, pairer: Pairer) -> float:

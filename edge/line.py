@@ -5,8 +5,9 @@ Runs in the inspection thread. `Line.turn` is the whole of it: trigger, frames, 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +23,11 @@ from edge.recipe import Recipe
 from edge.records import Frame, Inspection, Loss, Reason, Verdict, VerdictKind
 from edge.station import Fault, Station
 
+log = logging.getLogger(__name__)
+
 CAMERAS_TOLD = 3  # of those without a frame, in the sentence of a loss
+PAIRS_TO_TRUST = 20  # so many triggers in a row without a doubt about the part before, and the alarm is over
+STOPS = "the service stops"
 
 
 class Challenged(Protocol):
@@ -89,6 +94,8 @@ class Line:
         self._admission = admission
         self._clock = clock
         self._challenge = challenge
+        self._owed: Trigger | None = None  # the trigger in hand, until its answer is given
+        self._pairs_since_doubt = 0
         self.no_frame: Counter[str] = Counter()
 
     def turn(self, timeout_s: float) -> bool:
@@ -96,13 +103,16 @@ class Line:
 
         Raises:
             EdgeError: the model failed so often in a row that only a new process can help.
+            Exception: a fault of the program. In either case the trigger has been counted and answered.
         """
         taken = self._desk.take(timeout_s)
         if taken is None:
             return False
         self._lose_refused(taken)
         if taken.trigger is not None:
-            self._settle(taken.trigger)
+            failure = self._surely(self._settle, taken.trigger)
+            if failure is not None:
+                raise failure
             self._station.give_up_if_hopeless()
         return True
 
@@ -111,9 +121,27 @@ class Line:
         self._desk.close()
         for left in self._desk.remaining():
             self._lose_refused(left)
-            if left.trigger is not None:
-                self._gatherer.pass_by(left.trigger)
-                self._answer_loss(left.trigger, Loss.SHUTDOWN, "the service stops")
+            failure = self._surely(self._give_back, left.trigger) if left.trigger is not None else None
+            if failure is not None:
+                log.error("a trigger could not be stored at the stop: %s: %s", type(failure).__name__, failure)
+
+    def _surely(self, settle: Callable[[Trigger], None], trigger: Trigger) -> Exception | None:
+        """Settle a trigger; whatever fails on the way, it is counted once and answered once, and not as OK."""
+        self._owed, before = trigger, self._station.counts.triggers
+        try:
+            settle(trigger)
+        except Exception as error:
+            log.debug("trigger %d could not be settled", trigger.number, exc_info=True)
+            if self._station.counts.triggers == before:
+                self._station.lose(Loss.PROCESSING_FAULT, 1)
+            if self._owed is not None:
+                self._say(Answer(trigger, 0, Say.FAIL, Loss.PROCESSING_FAULT.value))
+            return error
+        return None
+
+    def _give_back(self, trigger: Trigger) -> None:
+        self._gatherer.pass_by(trigger)
+        self._answer_loss(trigger, Loss.SHUTDOWN, STOPS)
 
     def _lose_refused(self, taken: Taken) -> None:
         if not taken.overruns:
@@ -131,6 +159,7 @@ class Line:
             self._gatherer.pass_by(trigger)
             self._answer_loss(trigger, Loss.PROCESSING_FAULT, text, "unknown_recipe")
             return
+        self._station.over("recipe")
         deadline_ns = trigger.at_mono_ns + book.budget_ns if book.budget_ns is not None else None
         looks = self._look(Aim(trigger, book.cameras, book.recipe.takt_time_ms, deadline_ns), book)
         began_ns = self._clock.mono_ns()
@@ -149,25 +178,42 @@ class Line:
     def _look(self, aim: Aim, book: Book) -> _Looks:
         """Find the frame of every camera, then judge them one after another while there is time."""
         gathered = self._gatherer.gather(aim)
-        for sentence in gathered.crossed:
-            self._station.alarm("pairing", "error", sentence, "Check takt_time_ms, offset_ms and window_ms.")
+        self._tell_crossed(gathered.crossed)
+        if not gathered.stopped:
+            self.no_frame.update(gathered.missing.keys())
         looks = _Looks(gathered.missing, stopped=gathered.stopped)
+        needed = set(aim.cameras).difference(book.recipe.fusion.optional)
         wanted = [gathered.found[camera] for camera in aim.cameras if camera in gathered.found]
         began_ns = self._clock.mono_ns()
         refused = bool(wanted) and not self._admission.admits(began_ns, aim.deadline_ns, len(wanted))
-        looks.late = gathered.late or refused
+        looks.late = refused or not needed.isdisjoint(gathered.late)
         for left, found in zip(range(len(wanted), 0, -1), wanted, strict=True):
             over = aim.deadline_ns is not None and self._clock.mono_ns() >= aim.deadline_ns
-            if looks.stopped or refused or over:
-                looks.late = not looks.stopped
-                looks.missing[found.frame.camera] = f"no time was left to judge {left} of {len(wanted)} frames"
-                looks.not_judged.append(found.frame)
-            else:
+            if not (looks.stopped or refused or over):
                 self._judge(found, book, looks)
+                continue
+            camera = found.frame.camera
+            looks.missing[camera] = STOPS if looks.stopped else f"no time was left for {left} of {len(wanted)} frames"
+            looks.not_judged.append(found.frame)
+            looks.late |= camera in needed
         if len(looks.inspections) == len(wanted):
             now_ns = self._clock.mono_ns()
             self._admission.add_frames(now_ns, len(wanted), now_ns - began_ns)
         return looks
+
+    def _tell_crossed(self, sentences: list[str]) -> None:
+        """Parts that come too close to tell whose frame is whose: one alarm for as long as that goes on."""
+        for sentence in sentences:
+            self._station.note("pairing", {"text": sentence})
+        if not sentences:
+            self._pairs_since_doubt += 1
+            if self._pairs_since_doubt == PAIRS_TO_TRUST:
+                self._station.over("pairing")
+            return
+        self._pairs_since_doubt = 0
+        if "pairing" not in self._station.standing():
+            advice = "Check takt_time_ms, offset_ms and window_ms."
+            self._station.alarm("pairing", "error", sentences[0], advice)
 
     def _judge(self, found: Chosen, book: Book, looks: _Looks) -> None:
         camera = found.frame.camera
@@ -196,7 +242,6 @@ class Line:
         verdict = fuse(inspections, looks.missing, book.recipe.fusion, cameras)
         loss, detail = self._loss(verdict, looks, deadline_ns)
         verdict = self._challenged(trigger, verdict if loss is None else None, loss)
-        self.no_frame.update(looks.missing.keys())
         return Part(
             self._station.parts + 1, book.recipe.name, book.hash, trigger, tuple(inspections.values()),
             verdict, loss, self._clock.ts(), looks.missing, looks.pairings, detail,
@@ -206,7 +251,7 @@ class Line:
         bad = verdict is not None and verdict.kind is VerdictKind.NG
         told = "; ".join(f"{camera}: {why}" for camera, why in list(looks.missing.items())[:CAMERAS_TOLD])
         if looks.stopped:
-            return Loss.SHUTDOWN, "the service stops"
+            return Loss.SHUTDOWN, STOPS
         if looks.late and not bad:  # a bad part is bad whatever the frames not judged would show
             return Loss.DEADLINE, told
         if verdict is None:
@@ -233,6 +278,10 @@ class Line:
             answer = Answer(trigger, part.number, part.say, reason or part.reason, deadline_ns)
         else:  # without its row on the disk it has no number and is not OK
             answer = Answer(trigger, 0, Say.FAIL, Loss.PROCESSING_FAULT.value, deadline_ns)
+        self._say(answer)
+
+    def _say(self, answer: Answer) -> None:
+        self._owed = None
         self._desk.answer(answer)
 
     def _answer_loss(self, trigger: Trigger, loss: Loss, detail: str, reason: str = "") -> None:

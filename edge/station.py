@@ -271,6 +271,7 @@ class Station:
         except GenealogyError as error:
             self.alarm("genealogy", "error", str(error), "Free space on the state disk or replace it.")
             return False
+        self.over("genealogy")
         return True
 
     def _watch_refusals(self, inspection: Inspection) -> None:
@@ -400,6 +401,8 @@ class Station:
             self._store.save_ledger(self.counts, self.parts)
         except OutboxError as error:
             self.alarm("outbox", "error", str(error), "Free space on the state disk or replace it.")
+        else:  # also without a part: a line may wait for the alarm to end before it triggers again
+            self.over("outbox")
 
 
 def _loss_of(part: Part) -> Loss:

@@ -11,10 +11,11 @@ import pytest
 from edge import event
 from edge.config import Challenge, Master
 from edge.errors import EdgeError
+from edge.line import PAIRS_TO_TRUST
 from edge.part import Say
 from edge.plc.desk import Refusal
 from tests.fakes import FakeClock, decoded
-from tests.line_rig import BAD, BROKEN, DOUBTFUL, GOOD, TOPICS, LineRig, picture
+from tests.line_rig import BAD, BROKEN, CAMERAS, DOUBTFUL, GOOD, TOPICS, LineRig, picture
 
 Make = Callable[..., LineRig]
 SLOW = 90  # ms for one frame: two of them are over a budget of 100 ms
@@ -308,6 +309,127 @@ def test_the_plc_is_shown_what_keeps_parts_from_passing(make: Make) -> None:
     assert rig.desk.signals().error == "disk"
     rig.store.full = False
     rig.part(picture(), picture(), number=2)
+    rig.clock.advance(1)
+    rig.care.tick()
+    assert rig.desk.signals().error == ""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "say", "why"),
+    [
+        ("gatherer", "gather", Say.FAIL, "while it waits for frames"),
+        ("care", "weigh", Say.FAIL, "between judgement and disk"),
+        ("station", "settle_part", Say.FAIL, "on the way to the disk"),
+        ("rows", "append_part", Say.FAIL, "with an error that the genealogy does not promise"),
+        ("admission", "add_settle", Say.OK, "after the answer"),
+        ("station", "afterwards", Say.OK, "after the answer"),
+    ],
+)
+def test_whatever_fails_a_trigger_is_counted_and_answered_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, owner: str, name: str, say: Say, why: str
+) -> None:
+    rig = make()
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(getattr(rig, owner), name, fails)
+    with pytest.raises(RuntimeError):
+        rig.part(picture(), picture())
+    assert [a.say for a in rig.answers] == [say], why
+    counts = rig.station.counts
+    assert counts.balanced and counts.triggers == rig.tally.count == 1 and not rig.desk.signals().busy
+    assert counts.losses["processing_fault"] == (say is Say.FAIL)
+
+
+def test_a_fault_between_disk_and_answer_does_not_count_a_trigger_twice(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make()
+    real = rig.station.settle_part
+
+    def fails(*arguments: object) -> bool:
+        real(*arguments)  # type: ignore[arg-type]
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(rig.station, "settle_part", fails)
+    with pytest.raises(RuntimeError):
+        rig.part(picture(), picture())
+    assert [(a.say, a.result_id) for a in rig.answers] == [(Say.FAIL, 0)]
+    assert rig.station.counts.triggers == rig.tally.count == 1
+
+
+def test_at_the_stop_one_part_that_fails_does_not_cost_the_others_their_answer(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make()
+    rig.trigger(1)
+    rig.trigger(2)
+    monkeypatch.setattr(rig.rows, "append_part", lambda *_: 1 / 0)
+    rig.stop()
+    assert [(a.trigger.number, a.say) for a in rig.answers] == [(1, Say.FAIL), (2, Say.FAIL)]
+    assert rig.station.counts.triggers == rig.tally.count == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "say", "why"),
+    [(1, Say.FAIL, "a part wants both cameras, and the time for one of them was up"),
+     (4, Say.OK, "it can do without the second, also when that was waited for until there was no time left")],
+)  # fmt: skip
+def test_time_that_is_up_for_an_optional_camera_loses_no_part(make: Make, recipe: int, say: Say, why: str) -> None:
+    rig = make(prior_ms=25)
+    rig.trigger(1, recipe=recipe)
+    rig.shoot(picture(), "cam1")
+    rig.shoot(picture(), "cam2", after_ms=49)  # within its window, but after that
+    rig.line.turn(0)
+    assert [a.say for a in rig.answers] == [say], why
+
+
+def test_alarms_of_the_line_end_when_their_cause_does(make: Make) -> None:
+    rig = make()
+    rig.part(picture(), picture(), recipe=9)
+    assert "recipe" in rig.station.standing()
+    rig.part(picture(), picture(), number=2)
+    assert "recipe" not in rig.station.standing()
+
+
+def test_parts_that_come_too_close_are_one_alarm_until_they_do_no_more(make: Make) -> None:
+    rig = make()
+    for number in range(3):  # each 60 ms after the one before, and the recipe says 100
+        asked_ns = rig.clock.mono_ns()
+        rig.trigger(number)
+        for camera in CAMERAS:
+            rig.shoot(picture(takes_ms=1), camera, after_ms=45)
+        rig.line.turn(0)
+        rig.clock.now_ns = asked_ns + 60_000_000
+    told = [decoded(r.payload) for r in rig.outbox.pending(0, 1000) if r.topic.endswith("/alarm/pairing")]
+    assert len(told) == 1, "a line that is too quick does not fill the outbox with alarms"
+    assert "is nearer to trigger 1" in str(told[0]["text"])
+    rig.clock.advance(1)
+    stood = 0
+    while "pairing" in rig.station.standing() and stood < 2 * PAIRS_TO_TRUST:
+        stood += 1
+        rig.part(picture(), picture(), number=stood)
+    assert PAIRS_TO_TRUST - 3 < stood <= PAIRS_TO_TRUST, "it stands until parts are told apart again for a while"
+
+
+def test_only_what_had_no_frame_is_counted_as_that(make: Make) -> None:
+    rig = make()
+    rig.part(picture(takes_ms=120), picture())  # the second is not judged: no time was left
+    rig.part(picture(BROKEN), picture(), number=2)
+    assert rig.line.no_frame == {}
+
+
+def test_a_disk_that_is_well_again_is_told_without_a_part(make: Make) -> None:
+    """The PLC is shown `disk`, and a line that waits for its end before it triggers again must not wait for ever."""
+    rig = make()
+    rig.store.full = True
+    rig.part(picture(), picture())
+    rig.clock.advance(1)
+    rig.care.tick()
+    assert rig.desk.signals().error == "disk"
+    rig.store.full = False
+    rig.station.save()
     rig.clock.advance(1)
     rig.care.tick()
     assert rig.desk.signals().error == ""
