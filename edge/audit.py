@@ -21,8 +21,9 @@ from typing import Any, BinaryIO, Protocol
 
 import msgspec
 
+from edge.chain import FIRST_HASH, Row, fault, link
 from edge.errors import GenealogyDamagedError, GenealogyError, UsageError
-from edge.genealogy import FIRST_HASH, GenealogyReader, Row, fault, link
+from edge.genealogy import GenealogyReader
 
 OK, BROKEN = 0, 1
 FILE = "genealogy.db"

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from edge import __version__, recipe
 from edge.annotate import annotate
+from edge.chain import About
 from edge.clock import Clock
 from edge.config import Config, config_hash, effective
 from edge.evidence import Evidence
-from edge.genealogy import About, Genealogy
+from edge.genealogy import Genealogy
 from edge.ports import Kept
 from edge.recipes import hash_of
 from edge.recorder import Recorder

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from edge import audit
+from edge.chain import FIRST_HASH, canonical, link
 from edge.config import GenealogySettings
 from edge.errors import EdgeError, GenealogyError, UsageError
-from edge.genealogy import FIELDS, FIRST_HASH, Genealogy, canonical, link
+from edge.genealogy import FIELDS, Genealogy
 from edge.part import Part, Trigger
 from edge.records import Loss, Reason, Verdict, VerdictKind
 from tests.disks import small_disk

@@ -22,22 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from edge.audit import Proof, prove
+from edge.chain import FIRST_HASH, MOST_REASONS, About, Row, link
 from edge.config import GenealogySettings
 from edge.errors import GenealogyDamagedError, GenealogyError
-from edge.genealogy import (
-    FIELDS,
-    FIRST_HASH,
-    MOST_BYTES,
-    MOST_FOUND,
-    MOST_REASONS,
-    MOST_VOID,
-    PRUNE_ROWS,
-    About,
-    Genealogy,
-    GenealogyReader,
-    Row,
-    link,
-)
+from edge.genealogy import FIELDS, MOST_BYTES, MOST_FOUND, MOST_VOID, PRUNE_ROWS, Genealogy, GenealogyReader
 from edge.part import Part, Trigger
 from edge.records import Detections, GateResult, Inspection, Loss, Reason, Scores, Verdict, VerdictKind
 from tests.disks import small_disk

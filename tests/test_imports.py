@@ -33,6 +33,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.capture.board",
         "edge.capture.layout",
         "edge.capture.optics",
+        "edge.chain",
         "edge.challenge",
         "edge.decide",
         "edge.drift.*",
