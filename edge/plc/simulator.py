@@ -331,8 +331,9 @@ class Simulator:
 
     def _wait(self) -> None:
         now_ns = time.monotonic_ns()
-        times = [self._beat_ns, self._garbage_ns, *self._pull_ns[:1], now_ns + round(TURN_S * NS)]
-        times += [self._next_trigger_ns] if self._next_trigger_ns > now_ns else []
+        times = [self._beat_ns, self._garbage_ns, now_ns + round(TURN_S * NS)]
+        # What is overdue waits for the station, and it is heard of by the cable.
+        times += [ns for ns in (self._next_trigger_ns, *self._pull_ns[:1]) if ns > now_ns]
         times += [self._player_ns] if self._player_ns is not None else []
         if self._cable.is_in:
             poll = select.poll()
