@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from edge import event
+from edge.view.draw_line import kept_rows, line_rows, line_text
+from edge.view.part_table import VERDICT_STYLES, settled_table
+from edge.view.rows import (
+    ASIDE,
+    BAD,
+    BOOKS,
+    DETAIL,
+    DOUBTFUL,
+    LABEL_WIDTH,
+    NEEDED,
+    USEFUL,
+    Row,
+    cut,
+    fit,
+    labelled,
+    row,
+)
 from edge.view.state import CameraView, LineView, NodeId, NodeView, percentile
 from edge.view.subscribe import Link
-from edge.view.words import clock, ledger_terms, printable, proof_sentence, why
+from edge.view.words import ago, clock, ledger_terms, printable, proof_sentence
 
-VERDICT_STYLES = {"OK": "green", "NG": "bold red", "REVIEW": "yellow", "RETAKE": "magenta"}
 STATE_STYLES = {"running": "bold green", "streaming": "green", "offline": "bold red", "stalled": "bold red"}
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-LABEL_WIDTH = 9
 MAX_TREND_WIDTH = 60
 QUIET_S = 45.0  # longer than the slowest usual health message
 MAX_ALARMS = 4
+TABLE_ROWS = 9  # verdicts and rejects have at least so many, where the terminal has
 
 Lines = list[Text]
 
@@ -35,21 +50,21 @@ def screen(view: LineView, link: Link, *, now_s: float, width: int, height: int,
         width: columns. height: rows; the picture never needs more.
         ascii_only: the terminal shows no block characters.
     """
-    head = [_link_line(link, now_s), *_node_lines(view, now_s, width, height, ascii_only), *_alarm_lines(view, width)]
+    rows = [Row(_link_line(link, now_s)), *_node_rows(view, now_s, width, height, ascii_only)]
+    rows += [Row(line) for line in _alarm_lines(view, width)]
     if view.malformed or view.newer:
-        head.append(_labelled("ignored", _ignored(view), "yellow"))
-    head = [_cut(line) for line in head[: max(1, height - 4)]]
+        rows.append(Row(labelled("ignored", _ignored(view), DOUBTFUL)))
+    needed = sum(r.rank == NEEDED for r in rows)
+    head = fit(rows, min(max(needed, height - 2 - TABLE_ROWS), max(1, height - 4)))
     left = height - len(head) - 2  # two titles
     if left < 2:
         return Group(*head[:height])
-    rejects = [_cut(line) for line in _reject_lines(view, width, max(1, left // 3))]
+    rejects = [cut(line) for line in _reject_lines(view, width, max(1, left // 3))]
     n_verdicts = left - len(rejects)
-    empty = [Text("")] * (n_verdicts - min(n_verdicts, max(1, len(view.verdicts))))
     return Group(
         *head,
-        _title("verdicts, newest first", width, ascii_only),
-        _verdict_table(view, n_verdicts),
-        *empty,
+        _title(f"{'parts' if _any_triggered(view) else 'verdicts'}, newest first", width, ascii_only),
+        settled_table(view, n_verdicts, _several_cameras(view)),
         _title("rejects and what to do", width, ascii_only),
         *rejects,
     )
@@ -67,79 +82,81 @@ def sparkline(values: Iterable[float], width: int, bars: str = BARS) -> str:
     return "".join(bars[int((value - low) * scale)] for value in shown)
 
 
-def _cut(line: Text) -> Text:
-    line.no_wrap = True
-    line.overflow = "ellipsis"
-    return line
-
-
-def _labelled(label: str, value: str | Text, style: str = "") -> Text:
-    text = Text(f" {label:<{LABEL_WIDTH}} ", style="")
-    text.stylize("dim")
-    return text.append_text(value if isinstance(value, Text) else Text(value, style=style))
-
-
 def _title(text: str, width: int, ascii_only: bool) -> Text:
     dash = "-" if ascii_only else "─"
-    return _cut(Text(f"{dash * 2} {text} ".ljust(width, dash), style="cyan"))
-
-
-def _ago(seconds: float) -> str:
-    whole = int(max(0.0, seconds))
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min"
-    return f"{whole // 3600} h" if whole < 172_800 else f"{whole // 86_400} days"
+    return cut(Text(f"{dash * 2} {text} ".ljust(width, dash), style="cyan"))
 
 
 def _link_line(link: Link, now_s: float) -> Text:
     if link.connected:
-        return _labelled("broker", f"{link.address} connected" + (f", but {link.text}" if link.text else ""))
+        return labelled("broker", f"{link.address} connected" + (f", but {link.text}" if link.text else ""))
     if not link.text:
-        return _labelled("broker", f"{link.address} connecting", "yellow")
-    since = _ago(now_s - link.since_s)
-    return _labelled("NO BROKER", f"{link.address} for {since} ({link.text}), trying again; below is old", "bold red")
+        return labelled("broker", f"{link.address} connecting", "yellow")
+    since = ago(now_s - link.since_s)
+    return labelled("NO BROKER", f"{link.address} for {since} ({link.text}), trying again; below is old", "bold red")
 
 
-def _node_lines(view: LineView, now_s: float, width: int, height: int, ascii_only: bool) -> Lines:
+def _node_rows(view: LineView, now_s: float, width: int, height: int, ascii_only: bool) -> list[Row]:
     if not view.nodes:
-        return [_labelled("node", "none heard yet: is a node running, and do site, line and node match?", "yellow")]
+        text = "none heard yet: is a node running, and do site, line and node match?"
+        return [Row(labelled("node", text, DOUBTFUL))]
     if len(view.nodes) == 1:
         ((node_id, node),) = view.nodes.items()
         return _one_node(node_id, node, now_s, width, ascii_only)
     shown = sorted(view.nodes.items())[: max(1, height // 4)]
-    lines = [_compact_node(node_id, node, now_s) for node_id, node in shown]
+    rows = [Row(_compact_node(node_id, node, now_s)) for node_id, node in shown]
     hidden = len(view.nodes) - len(shown)
-    return [*lines, _labelled("", f"and {hidden} more nodes")] if hidden else lines
+    return [*rows, Row(labelled("", f"and {hidden} more nodes"))] if hidden else rows
 
 
-def _one_node(node_id: NodeId, node: NodeView, now_s: float, width: int, ascii_only: bool) -> Lines:
+def _one_node(node_id: NodeId, node: NodeView, now_s: float, width: int, ascii_only: bool) -> list[Row]:
     name = _state_text(node, now_s).append(f"  {printable(str(node_id))}", style="bold")
-    lines = [_labelled("node", name)]
-    if node.info is not None:
-        info = node.info
-        lines.append(_labelled("bundle", printable(f"{info.bundle} ({info.bundle_digest[:12]}), {info.runtime}")))
+    rows = [Row(labelled("node", name))]
+    if node.is_triggered:
+        rows += line_rows(node)
+    rows.append(Row(labelled("parts", _verdict_counts(node)), USEFUL))
+    rows += [
+        Row(_camera_line(name, camera, width, ascii_only), USEFUL if _is_well(camera) else NEEDED)
+        for name, camera in sorted(node.cameras.items())
+    ]
+    if node.books is not None:
+        rows.append(_ledger_row(node.books))
     if node.health is not None:
-        lines += _health_lines(node.health, node.info)
-    lines.append(_labelled("numbers", proof_sentence(node.proof), "bold red" if _incomplete(node) else ""))
-    lines.append(_labelled("parts", _verdict_counts(node)))
-    lines += [_camera_line(name, camera, width, ascii_only) for name, camera in sorted(node.cameras.items())]
-    return lines
+        rows.append(_outbox_row(node.health.outbox))
+    rows.append(row("numbers", proof_sentence(node.proof), BOOKS, BAD if _incomplete(node) else ""))
+    return rows + _detail_rows(node)
 
 
-def _health_lines(health: event.Health, info: event.Info | None) -> Lines:
-    version = f", edge {printable(info.version)}" if info is not None else ""
-    up = f"up {_ago(health.uptime_s)}, {health.fps:.1f} frames/s, {health.rss_bytes / 1e6:.0f} MB{version}"
-    outbox = health.outbox
+def _detail_rows(node: NodeView) -> list[Row]:
+    """What nobody misses on a small terminal, unless something is wrong with it."""
+    rows, info, health = [], node.info, node.health
+    if health is not None:
+        rows += kept_rows(health)
+    if info is not None:
+        text = printable(f"{info.bundle} ({info.bundle_digest[:12]}), {info.runtime}")
+        rows.append(row("bundle", text, DETAIL))
+    if health is not None:
+        version = f", edge {printable(info.version)}" if info is not None else ""
+        up = f"up {ago(health.uptime_s)}, {health.fps:.1f} frames/s, {health.rss_bytes / 1e6:.0f} MB{version}"
+        rows.append(row("process", up, ASIDE))
+    return rows
+
+
+def _ledger_row(books: event.Books) -> Row:
+    in_flight = f", {books.in_flight} in flight" if books.in_flight else ""
+    fine = books.balanced and books.ledger.balanced
+    return row("ledger", _ledger_first_things_first(books.ledger) + in_flight, BOOKS, "" if fine else BAD)
+
+
+def _outbox_row(outbox: event.OutboxCounts) -> Row:
     evicted = outbox.evicted_results + outbox.evicted_alarms
     text = f"{outbox.depth} waiting, {outbox.delivered} delivered, {evicted} evicted, {outbox.refused} refused"
-    style = "bold red" if evicted or outbox.refused else "yellow" if outbox.depth > 100 else ""
-    return [
-        _labelled("process", up),
-        _labelled("ledger", _ledger_first_things_first(health.ledger), "" if health.ledger.balanced else "bold red"),
-        _labelled("outbox", text, style),
-    ]
+    style = BAD if evicted or outbox.refused else DOUBTFUL if outbox.depth > 100 else ""
+    return row("outbox", text, BOOKS, style)
+
+
+def _is_well(camera: CameraView) -> bool:
+    return camera.state is not None and camera.state.state == "streaming"
 
 
 def _ledger_first_things_first(counts: event.LedgerCounts) -> str:
@@ -151,7 +168,7 @@ def _state_text(node: NodeView, now_s: float) -> Text:
     text = Text(printable(node.state or "state unknown").upper(), style=STATE_STYLES.get(node.state, "yellow"))
     quiet_s = now_s - node.heard_s
     if node.state == "running" and node.heard_s and quiet_s > QUIET_S:
-        text.append(f" but quiet for {_ago(quiet_s)}", style="bold red")
+        text.append(f" but quiet for {ago(quiet_s)}", style="bold red")
     return text
 
 
@@ -163,6 +180,8 @@ def _verdict_counts(node: NodeView) -> Text:
     text = Text()
     for kind in (*VERDICT_STYLES, *sorted(set(node.verdicts) - set(VERDICT_STYLES))):
         text.append(f"{printable(kind)} {node.verdicts[kind]}  ", style=VERDICT_STYLES.get(kind, "bold"))
+    if node.is_triggered:  # what its line waits for has a row of its own
+        return text
     p50, p99 = percentile(node.latency_ms, 0.5), percentile(node.latency_ms, 0.99)
     if p50 is not None and p99 is not None:
         text.append(f" latency p50 {p50:.1f} ms, p99 {p99:.1f} ms")
@@ -171,11 +190,13 @@ def _verdict_counts(node: NodeView) -> Text:
 
 def _compact_node(node_id: NodeId, node: NodeView, now_s: float) -> Text:
     text = Text(f" {printable(str(node_id))}  ", style="").append_text(_state_text(node, now_s)).append("  ")
+    if node.is_triggered:
+        text.append_text(line_text(node)).append("  ")
     text.append_text(_verdict_counts(node))
     if node.health is not None:
         text.append(f"  outbox {node.health.outbox.depth}")
-        if not node.health.ledger.balanced:
-            text.append("  NOT BALANCED", style="bold red")
+    if node.books is not None and not (node.books.balanced and node.books.ledger.balanced):
+        text.append("  NOT BALANCED", style="bold red")
     if _incomplete(node):
         text.append("  MESSAGES MISSING", style="bold red")
     return text
@@ -200,7 +221,7 @@ def _camera_line(name: str, camera: CameraView, width: int, ascii_only: bool) ->
         room = min(MAX_TREND_WIDTH, width - LABEL_WIDTH - 3 - text.cell_len)
         bars = sparkline(camera.sharpness, room, ASCII_BARS if ascii_only else BARS) if room > 0 else ""
         text.append(bars, style="cyan")
-    return _labelled("camera", text)
+    return labelled("camera", text)
 
 
 def _alarm_lines(view: LineView, width: int) -> Lines:
@@ -225,29 +246,8 @@ def _ignored(view: LineView) -> str:
     return ", ".join(texts)
 
 
-def _verdict_table(view: LineView, rows: int) -> RenderableType:
-    if not view.verdicts:
-        return _cut(Text(" none yet", style="dim"))
-    table = Table.grid(padding=(0, 1), expand=True)
-    many = _several_cameras(view)
-    table.add_column(width=9, no_wrap=True)
-    table.add_column(width=8, justify="right", no_wrap=True)
-    if many:
-        table.add_column(max_width=20, no_wrap=True, overflow="ellipsis")
-    table.add_column(width=6, no_wrap=True)
-    table.add_column(width=9, justify="right", no_wrap=True)
-    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    for node_id, result in list(view.verdicts)[::-1][:rows]:
-        table.add_row(*_verdict_cells(node_id, result, many))
-    return table
-
-
-def _verdict_cells(node_id: NodeId, result: event.Result, many: bool) -> Sequence[Text]:
-    cells = [Text(f" {clock(result.captured_ts, result.clock_ok)}", style="dim"), Text(f"#{result.part}")]
-    if many:
-        cells.append(Text(printable(f"{node_id.node}/{result.camera}")))
-    cells.append(Text(printable(result.verdict), style=VERDICT_STYLES.get(result.verdict, "bold")))
-    return [*cells, Text(f"{result.latency_ms:.1f} ms"), Text(why(result))]
+def _any_triggered(view: LineView) -> bool:
+    return any(node.is_triggered for node in view.nodes.values())
 
 
 def _several_cameras(view: LineView) -> bool:

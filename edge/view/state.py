@@ -14,11 +14,11 @@ from edge import event
 
 WINDOW = 300  # results whose latency is summarised
 TREND = 200  # sharpness values kept a camera
-RECENT = 100  # verdicts and rejects kept for showing
+RECENT = 100  # verdicts, parts and rejects kept for showing
 REACH = 1000  # how far back a late or repeated message can be; anything further back is another numbering
 MAX_AHEAD = 5000  # numbers held beyond a gap before the gap is given up as lost
 
-OUTBOX = (event.Result, event.Reject, event.Alarm)  # the kinds that carry the gap-free `seq`
+OUTBOX = (event.Result, event.PartResult, event.Reject, event.Alarm)  # the kinds that carry the gap-free `seq`
 
 
 class NodeId(NamedTuple):
@@ -42,13 +42,17 @@ Told = (
     event.State
     | event.Info
     | event.Health
+    | event.Books
+    | event.LineState
     | event.CameraState
     | event.Result
+    | event.PartResult
     | event.Reject
     | event.Alarm
     | event.Drift
 )
 Message = Told | AlarmCleared
+Settled = event.Result | event.PartResult  # a part of a line without triggers, or of one that a PLC triggers
 
 
 class Heard(NamedTuple):
@@ -193,7 +197,9 @@ class NodeView:
 
     Attributes:
         state: starting, running, stopping, offline; "" while unknown.
-        verdicts: counted since this view began.
+        books: its ledger, from the newer of `ledger` and `health` messages.
+        line: what a triggered station shows to its PLC; None: none is triggered, or it did not tell yet.
+        verdicts: outcomes, counted since this view began; those of a triggered station may be losses.
         latency_ms: of the latest `WINDOW` results.
         healths: health messages heard.
         heard_s: when it last said anything, on the caller's monotonic clock, seconds.
@@ -203,12 +209,21 @@ class NodeView:
     info: event.Info | None = None
     health: event.Health | None = None
     healths: int = 0
+    books: event.Books | None = None
+    line: event.LineState | None = None
+    parts: int = 0  # heard of a triggered station
     cameras: dict[str, CameraView] = field(default_factory=dict)
     verdicts: Counter[str] = field(default_factory=Counter)
     latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     alarms: dict[str, event.Alarm] = field(default_factory=dict)
     proof: SequenceProof = field(default_factory=SequenceProof)
     heard_s: float = 0.0
+
+    @property
+    def is_triggered(self) -> bool:
+        """Whether a PLC triggers it, as far as it told."""
+        by_health = self.health is not None and self.health.line is not None
+        return self.line is not None or by_health or self.parts > 0
 
 
 class LineView:
@@ -227,7 +242,7 @@ class LineView:
     def __init__(self, prefix: str) -> None:
         self._root = [*prefix.split("/"), "v1"]
         self.nodes: dict[NodeId, NodeView] = {}
-        self.verdicts: deque[tuple[NodeId, event.Result]] = deque(maxlen=RECENT)
+        self.verdicts: deque[tuple[NodeId, Settled]] = deque(maxlen=RECENT)
         self.rejects: deque[tuple[NodeId, event.Reject]] = deque(maxlen=RECENT)
         self.malformed = 0
         self.newer = 0
@@ -269,6 +284,7 @@ class LineView:
         """The broker is there (again): what it retains comes next, so anything retained earlier may be out of date."""
         for node in self.nodes.values():
             node.state = ""
+            node.line = None
             node.alarms.clear()
             node.proof.resume()
             for camera in node.cameras.values():
@@ -297,6 +313,8 @@ class LineView:
             return Heard(node_id, AlarmCleared(leaf[1]))
         if list(leaf) == ["state"]:  # the node was taken off the line
             del self.nodes[node_id]
+        elif list(leaf) == ["line"]:  # no PLC triggers it any more
+            node.line, node.parts = None, 0
         return None
 
     def _apply(self, node_id: NodeId, node: NodeView, message: Message) -> None:
@@ -307,6 +325,11 @@ class LineView:
         elif isinstance(message, event.Health):
             node.health = message
             node.healths += 1
+            self._apply_books(node, _books_of(message))
+        elif isinstance(message, event.Books):
+            self._apply_books(node, message)
+        elif isinstance(message, event.LineState):
+            node.line = message
         elif isinstance(message, event.CameraState):
             node.cameras.setdefault(message.camera, CameraView()).state = message
         elif isinstance(message, event.Drift):
@@ -317,12 +340,41 @@ class LineView:
             self.rejects.append((node_id, message))
         elif isinstance(message, event.Result):
             self._apply_result(node_id, node, message)
+        elif isinstance(message, event.PartResult):
+            self._apply_part(node_id, node, message)
+
+    def _apply_books(self, node: NodeView, books: event.Books) -> None:
+        """Of one start of the node the later word counts: what is retained may overtake a health message."""
+        known = node.books
+        if known is None or known.boot != books.boot or books.mono_ns >= known.mono_ns:
+            node.books = books
 
     def _apply_result(self, node_id: NodeId, node: NodeView, result: event.Result) -> None:
         node.verdicts[result.verdict] += 1
         node.latency_ms.append(result.latency_ms)
         node.cameras.setdefault(result.camera, CameraView()).sharpness.append(result.sharpness)
         self.verdicts.append((node_id, result))
+
+    def _apply_part(self, node_id: NodeId, node: NodeView, part: event.PartResult) -> None:
+        node.parts += 1
+        node.verdicts[part.outcome] += 1
+        node.latency_ms.append(part.latency_ms)
+        for look in part.looks:
+            node.cameras.setdefault(look.camera, CameraView()).sharpness.append(look.sharpness)
+        self.verdicts.append((node_id, part))
+
+
+def _books_of(health: event.Health) -> event.Books:
+    """The ledger as a health message tells it; nodes that say it nowhere else have only this."""
+    return event.Books(
+        boot=health.boot,
+        ts=health.ts,
+        mono_ns=health.mono_ns,
+        clock_ok=health.clock_ok,
+        ledger=health.ledger,
+        in_flight=health.in_flight,
+        balanced=health.balanced,
+    )
 
 
 def _is_numbered(message: Told) -> bool:
@@ -341,7 +393,10 @@ def _kind_of(leaf: Sequence[str]) -> type[event.Envelope] | None:
     return None
 
 
-_NODE_KINDS: dict[str, type[event.Envelope]] = {"state": event.State, "info": event.Info, "health": event.Health}
+_NODE_KINDS: dict[str, type[event.Envelope]] = {
+    "state": event.State, "info": event.Info, "health": event.Health, "ledger": event.Books, "line": event.LineState,
+    "part": event.PartResult,
+}  # fmt: skip
 _CAMERA_KINDS: dict[str, type[event.Envelope]] = {
     "state": event.CameraState, "result": event.Result, "reject": event.Reject, "drift": event.Drift,
 }  # fmt: skip

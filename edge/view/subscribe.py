@@ -22,7 +22,10 @@ from edge.errors import PublishError
 from edge.view.state import Heard, LineView
 
 # Everything but the images: they are big and a terminal cannot show them.
-LEAVES = ("state", "info", "health", "camera/+/state", "camera/+/result", "camera/+/reject", "alarm/+")
+LEAVES = (
+    "state", "info", "health", "ledger", "line", "part", "alarm/+",
+    "camera/+/state", "camera/+/result", "camera/+/reject", "camera/+/drift",
+)  # fmt: skip
 RETRY_S = (1, 5)  # pause before a new attempt: first and longest
 CLOSE_LIMIT_S = 3.0
 

@@ -1,4 +1,5 @@
-"""`edge watch`: verdicts, rejects, sharpness, latency, ledger, outbox and alarms of a line in a terminal.
+"""`edge watch`: verdicts, rejects, sharpness, latency, ledger, outbox and alarms of a line in a terminal; and of one
+that a PLC triggers what it shows to the PLC, its parts, answer times and link.
 
 On a terminal it draws; anywhere else (a pipe, journald) it writes one plain line for each thing that happens.
 """
@@ -19,7 +20,7 @@ from edge import config, event
 from edge.errors import EdgeError, PublishError
 from edge.view.state import Heard, NodeId
 from edge.view.subscribe import Link, Subscriber, Where
-from edge.view.words import plain_line, proof_sentence
+from edge.view.words import line_words, plain_line, proof_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -205,13 +206,14 @@ class Picture:
 
 
 class PlainLines:
-    """One line of text for each verdict, reject, alarm and change of state."""
+    """One line of text for each verdict or part, reject, alarm and change of state."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._waiting: queue.Queue[str] = queue.Queue(BACKLOG)
         self._skipped = 0
         self._told: dict[NodeId, float] = {}  # when a node's health was last told
+        self._line_told: dict[NodeId, str] = {}  # what a node showed to its PLC, as it was last told
         self._link: tuple[bool, str] | None = None
 
     def heard(self, heard: Heard) -> None:
@@ -221,6 +223,11 @@ class PlainLines:
             if now_s - self._told.get(heard.node, float("-inf")) < HEALTH_LINE_S:
                 return
             self._told[heard.node] = now_s
+        if isinstance(heard.message, event.LineState):  # it comes again each minute, with the time until a challenge
+            words = line_words(heard.message)
+            if self._line_told.get(heard.node) == words:
+                return
+            self._line_told[heard.node] = words
         text = plain_line(heard)
         if not text:
             return
@@ -268,10 +275,11 @@ def _run(output: Output, subscriber: Subscriber, stop: threading.Event, failures
         failures.append(error)
 
 
-def _picture(subscriber: Subscriber, console: Console) -> Group:
+def _picture(subscriber: Subscriber, console: Console, least_height: int = 0) -> Group:
     from edge.view.draw import screen
 
     width, height = console.size
+    height = max(height, least_height)
     with subscriber.lock:
         return screen(
             subscriber.view,
@@ -292,7 +300,7 @@ def _show_once(subscriber: Subscriber, stopped: Ended, file: TextIO) -> int:
             break
         time.sleep(POLL_S)
     check_login(subscriber)
-    console.print(_picture(subscriber, console))
+    console.print(_picture(subscriber, console, least_height=ONCE_SIZE[1]))  # it may scroll: nothing gives way
     return 0 if subscriber.link.connected and subscriber.view.nodes else 1
 
 

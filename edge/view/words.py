@@ -6,9 +6,14 @@ import time
 from collections.abc import Sequence
 
 from edge import event
-from edge.view.state import AlarmCleared, Heard, SequenceProof
+from edge.view.state import AlarmCleared, Heard, SequenceProof, Settled
 
 REASONS_SHOWN = 3
+# What the station shows to the line as its error, for people.
+ERRORS = {
+    "challenge.missed": "a master was missed, no part passes until the masters are found",
+    "challenge.overdue": "the challenge is overdue, no part passes until the masters are found",
+}
 
 
 def printable(text: str) -> str:
@@ -29,11 +34,87 @@ def clock(ts: float, clock_ok: bool = True) -> str:
     return shown if clock_ok else f"{shown}?"
 
 
-def why(result: event.Result) -> str:
-    """The reasons of a verdict in one line: the first few, and how many more there are."""
-    texts = [reason.text or reason.code for reason in result.reasons]
+def why(settled: Settled) -> str:
+    """The reasons of an outcome in one line: the first few, and how many more there are."""
+    texts = [reason.text or reason.code for reason in settled.reasons]
     more = f"; and {len(texts) - REASONS_SHOWN} more" if len(texts) > REASONS_SHOWN else ""
-    return printable(("; ".join(texts[:REASONS_SHOWN]) or result.cause or "") + more)
+    cause = settled.cause if isinstance(settled, event.Result) else None
+    return printable(("; ".join(texts[:REASONS_SHOWN]) or cause or "") + more)
+
+
+def ago(seconds: float) -> str:
+    """A length of time in the unit that a person would use.
+
+    >>> ago(90), ago(600), ago(30_000), ago(400_000)
+    ('90 s', '10 min', '8 h', '4 days')
+    """
+    whole = int(max(0.0, seconds))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min"
+    return f"{whole // 3600} h" if whole < 172_800 else f"{whole // 86_400} days"
+
+
+def error_sentence(line: event.LineState) -> str:
+    """What keeps parts from passing, and which masters it is about; "" for nothing.
+
+    >>> masters = [event.MasterState(serial="M1", standing="missed", found_ts=0.0)]
+    >>> error_sentence(event.LineState(ready=True, error="challenge.missed", recipe="pcb", recipe_number=1,
+    ...     link="connected", detail="", masters=masters, challenge_due_s=None))
+    'a master was missed, no part passes until the masters are found (M1)'
+    """
+    if not line.error:
+        return ""
+    about = [m.serial for m in line.masters if m.standing != "found"] if line.error.startswith("challenge.") else []
+    return printable(ERRORS.get(line.error, line.error) + (f" ({', '.join(about)})" if about else ""))
+
+
+def recipe_name(line: event.LineState) -> str:
+    """The recipe in force, as people and as the PLC call it."""
+    return printable(f"{line.recipe} (number {line.recipe_number})")
+
+
+def link_words(state: str, detail: str) -> str:
+    """How the PLC is connected.
+
+    >>> link_words("silent", "nothing heard for 3 heartbeats")
+    'PLC silent: nothing heard for 3 heartbeats'
+    """
+    return printable(f"PLC {state}" + (f": {detail}" if detail else ""))
+
+
+def due_words(due_s: float | None) -> str:
+    """When the masters have to be found again."""
+    if due_s is None:
+        return ""
+    return f"overdue for {ago(-due_s)}" if due_s < 0 else f"due in {ago(due_s)}"
+
+
+def line_words(line: event.LineState) -> str:
+    """What a triggered station shows to its PLC, in one line; nothing in it changes as time goes by."""
+    error = error_sentence(line)
+    ready = "Ready" if line.ready else "not Ready"
+    masters = [f"master {m.serial} {m.standing}" for m in line.masters if m.standing != "found"]
+    texts = [*([f"ERROR {error}"] if error else []), ready, f"recipe {recipe_name(line)}"]
+    return printable(", ".join([*texts, link_words(line.link, line.detail), *masters]))
+
+
+def times_words(times: event.AnswerTimes) -> str:
+    """Answer times, shortest name first."""
+    return f"p50 {times.p50:.1f}, p99 {times.p99:.1f}, p99.9 {times.p999:.1f}, max {times.max:.1f} ms"
+
+
+def trouble_words(link: event.LinkCounts) -> str:
+    """What went wrong between station and PLC since the start; "" for nothing."""
+    counted = {
+        "overruns": link.overruns,
+        "late": link.late,
+        "unacknowledged": link.unacknowledged,
+        "garbage": link.garbage,
+        "reopened": link.reopened,
+    }
+    return ", ".join(f"{name} {n}" for name, n in counted.items() if n)
 
 
 def ledger_sentence(counts: event.LedgerCounts) -> str:
@@ -100,6 +181,10 @@ def _words(message: event.Envelope) -> str:
         reasons = message.cause or why(message)
         head = f"part {message.part} camera {message.camera} {message.verdict} {message.latency_ms:.1f} ms"
         return f"{head}: {reasons}" if reasons else head
+    if isinstance(message, event.PartResult):
+        return _part_words(message)
+    if isinstance(message, event.LineState):
+        return f"line {line_words(message)}"
     if isinstance(message, event.Reject):
         measured = f"{message.cause}: measured {message.measured:.4g}, limit {message.limit:.4g}"
         return f"part {message.part} camera {message.camera} rejected, {measured}; {message.advice}"
@@ -114,5 +199,20 @@ def _words(message: event.Envelope) -> str:
     if isinstance(message, event.Info):
         return f"runs {message.bundle} on {message.runtime}, edge {message.version}"
     if isinstance(message, event.Health):
-        return f"{ledger_sentence(message.ledger)}; outbox {message.outbox.depth} waiting"
+        return f"{ledger_sentence(message.ledger)}; outbox {message.outbox.depth} waiting{_answer_words(message.line)}"
     return ""
+
+
+def _part_words(part: event.PartResult) -> str:
+    told = "" if part.say == part.outcome else f", PLC told {part.say},"
+    head = f"part {part.part} serial {part.serial or '-'} trigger {part.trigger} {part.outcome}{told}"
+    texts = [why(part)] if part.reasons else []
+    texts += [f"missing: {', '.join(sorted(part.missing))}"] if part.missing else []
+    return f"{head} {part.latency_ms:.1f} ms" + (f": {'; '.join(texts)}" if texts else "")
+
+
+def _answer_words(line: event.LineHealth | None) -> str:
+    if line is None or line.answers is None:
+        return ""
+    trouble = trouble_words(line.link)
+    return f"; {line.answers.n} answers, {times_words(line.answers)}" + (f"; {trouble}" if trouble else "")

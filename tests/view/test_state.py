@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
+import msgspec
 import pytest
 
 from edge import event
-from edge.view.state import RECENT, TREND, WINDOW, AlarmCleared, LineView, NodeId, SequenceProof, percentile
-from tests.view.messages import AOI, TOPICS, alarm, camera_state, health, info, put, reject, result, state
+from edge.view.state import RECENT, TREND, WINDOW, AlarmCleared, LineView, NodeId, SequenceProof, Told, percentile
+from edge.view.subscribe import LEAVES
+from tests.view.messages import (
+    AOI,
+    TOPICS,
+    alarm,
+    books,
+    camera_state,
+    health,
+    info,
+    line,
+    line_node_health,
+    part,
+    put,
+    reject,
+    result,
+    state,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -27,6 +47,33 @@ from tests.view.messages import AOI, TOPICS, alarm, camera_state, health, info, 
             "sharpness trend even before the camera told its state",
         ),
         (alarm("disk"), TOPICS.alarm("disk"), lambda n: n.alarms["disk"].text, "disk is wrong", "an alarm stands"),
+        (
+            books(7, in_flight=1),
+            TOPICS.ledger,
+            lambda n: (n.books.ledger.triggers, n.books.in_flight),
+            (7, 1),
+            "ledger",
+        ),
+        (health(triggers=3), TOPICS.health, lambda n: n.books.ledger.triggers, 3, "a node that tells it only there"),
+        (
+            line(error="x"),
+            TOPICS.line_state,
+            lambda n: (n.line.error, n.is_triggered),
+            ("x", True),
+            "what the PLC sees",
+        ),
+        (line_node_health(), TOPICS.health, lambda n: (n.line, n.is_triggered), (None, True), "health tells it too"),
+        (health(), TOPICS.health, lambda n: n.is_triggered, False, "a node that runs free"),
+        (part(4, "NG"), TOPICS.part, lambda n: (n.verdicts["NG"], n.is_triggered), (1, True), "a part's verdict"),
+        (part(4, "deadline"), TOPICS.part, lambda n: n.verdicts["deadline"], 1, "losses are counted by name"),
+        (part(4, ms=9.5), TOPICS.part, lambda n: list(n.latency_ms), [9.5], "latency of parts"),
+        (
+            part(4, cameras=("top", "side")),
+            TOPICS.part,
+            lambda n: {name: list(camera.sharpness) for name, camera in n.cameras.items()},
+            {"top": [300.0], "side": [300.0]},
+            "every look has its sharpness",
+        ),
     ],
 )
 def test_each_kind_of_message_shows(message, topic, look, expected, reason) -> None:
@@ -117,6 +164,83 @@ def test_a_result_that_comes_twice_counts_once() -> None:
     assert put(view, TOPICS.camera("top", "result"), result(1), seq=1) is None
     node = view.nodes[AOI]
     assert (node.verdicts["OK"], len(view.verdicts), node.proof.duplicates) == (1, 1, 1)
+
+
+def test_parts_count_among_the_numbers_without_gap() -> None:
+    view = LineView("edge")
+    put(view, TOPICS.part, part(1), seq=1)
+    put(view, TOPICS.camera("top", "reject"), reject(2), seq=3)
+    node = view.nodes[AOI]
+    assert node.proof.missing() == [(2, 2)]
+    put(view, TOPICS.part, part(2, "RETAKE"), seq=2)
+    assert put(view, TOPICS.part, part(2, "RETAKE"), seq=2) is None, "sent again: it is here already"
+    assert (node.proof.held, node.proof.missing(), node.proof.duplicates) == (3, [], 1)
+    assert (dict(node.verdicts), [settled.part for _, settled in view.verdicts]) == ({"OK": 1, "RETAKE": 1}, [1, 2])
+
+
+def test_what_is_only_about_now_has_numbers_of_its_own() -> None:
+    view = LineView("edge")
+    put(view, TOPICS.part, part(1), seq=40)
+    for seq, (topic, message) in enumerate([(TOPICS.line_state, line()), (TOPICS.ledger, books())], 1):
+        put(view, topic, message, seq=seq, stream="live")
+    proof = view.nodes[AOI].proof
+    assert (proof.held, proof.missing(), proof.renumbered) == (1, [], 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected", "reason"),
+    [
+        ([("b1", 5, books(4)), ("b1", 9, health(6))], 6, "health is the later word"),
+        ([("b1", 9, books(6)), ("b1", 5, health(4))], 6, "a ledger that overtook a health message stays"),
+        ([("b1", 5, books(4)), ("b1", 5, health(4))], 4, "both at once"),
+        ([("b1", 9, books(6)), ("b2", 5, books(7))], 7, "after a restart of the box its clock begins anew"),
+        ([("", 0, health(4)), ("", 0, health(5))], 5, "nodes that tell no clock"),
+    ],
+)
+def test_the_ledger_is_the_latest_word(told, expected, reason) -> None:
+    view = LineView("edge")
+    for boot, mono_ns, message in told:
+        stamped = event.stamp(message, seq=1, boot=boot, ts=0.0, mono_ns=mono_ns, clock_ok=True, stream="l")
+        topic = TOPICS.ledger if isinstance(message, event.Books) else TOPICS.health
+        view.fold(topic, event.encode(stamped), at_s=1.0)
+    assert view.nodes[AOI].books.ledger.triggers == expected, reason
+
+
+def test_a_station_that_no_plc_triggers_any_more_is_shown_as_free() -> None:
+    view = LineView("edge")
+    put(view, TOPICS.line_state, line())
+    put(view, TOPICS.part, part(1))
+    view.fold(TOPICS.line_state, b"", at_s=2.0)
+    assert not view.nodes[AOI].is_triggered
+    put(view, TOPICS.line_state, line())
+    view.connected()
+    assert view.nodes[AOI].line is None, "what the station shows is learned anew with the broker"
+
+
+def test_the_health_of_a_node_before_there_were_triggers_can_be_read() -> None:
+    old = msgspec.to_builtins(health(3))
+    for key in ("line", "evidence", "genealogy", "recorder"):
+        del old[key]
+    view = LineView("edge")
+    assert view.fold(TOPICS.health, msgspec.json.encode(old), at_s=1.0) is not None
+    node = view.nodes[AOI]
+    assert (view.malformed, node.books.ledger.triggers, node.is_triggered) == (0, 3, False)
+
+
+@pytest.mark.parametrize("kind", event.PAYLOADS)
+def test_every_kind_that_is_shown_is_subscribed(kind) -> None:
+    examples = {
+        event.State: TOPICS.state, event.Info: TOPICS.info, event.Health: TOPICS.health, event.Books: TOPICS.ledger,
+        event.LineState: TOPICS.line_state, event.PartResult: TOPICS.part, event.Alarm: TOPICS.alarm("disk"),
+        event.CameraState: TOPICS.camera("top", "state"), event.Result: TOPICS.camera("top", "result"),
+        event.Reject: TOPICS.camera("top", "reject"), event.Drift: TOPICS.camera("top", "drift"),
+    }  # fmt: skip
+    shown = kind in get_args(Told)
+    assert shown == (kind in examples), f"{kind.__name__}: a view that knows it has to subscribe to it"
+    if shown:
+        patterns = [leaf.replace("+", "[^/]+") for leaf in LEAVES]
+        leaf = examples[kind].removeprefix(TOPICS.state.removesuffix("state"))
+        assert any(re.fullmatch(pattern, leaf) for pattern in patterns), leaf
 
 
 def test_a_retained_alarm_is_not_the_next_number() -> None:
