@@ -34,13 +34,13 @@ def annotate(
     max_width: int | None = None,
     foreign_from: float | None = None,
 ) -> Image:
-    """A BGR copy of the frame with a banner above and the boxes at least as sure as `shown_from`.
+    """A BGR copy of the frame with a banner above and the boxes that counted.
 
     What the anomaly map says is foreign lies under a veil with an outline, below the boxes.
 
     Args:
         classes: class names by class id.
-        shown_from: boxes less sure than this are not drawn, 0 to 1.
+        shown_from: where it is not known which boxes counted, those less sure than this are not drawn, 0 to 1.
         max_width: shrink to at most this many pixels, and a very tall image to four times as many rows; None keeps
             the size. The banner adds 24 rows.
         foreign_from: cells of the anomaly map from here on are shown; None: from the score's limit on.
@@ -57,7 +57,7 @@ def annotate(
     limit = inspection.scores.anomaly_limit if foreign_from is None else foreign_from
     if inspection.scores.anomaly_map is not None and limit is not None:
         draw_foreign(canvas[BANNER_PX:], inspection.scores.anomaly_map, limit)
-    _draw_boxes(canvas[BANNER_PX:], inspection.detections.above(shown_from), classes, scale)
+    _draw_boxes(canvas[BANNER_PX:], inspection.told(shown_from), classes, scale)
     cv2.putText(canvas, _ascii(_headline(inspection)), (4, 17), FONT, 0.5, WHITE, 1, cv2.LINE_AA)
     return canvas
 

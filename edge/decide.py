@@ -56,6 +56,33 @@ def counting(
     return Detections(detections.xyxy[keep], detections.confidence[keep], detections.class_id[keep])
 
 
+def deciding(
+    detections: Detections, recipe: DetectRecipe, classes: Sequence[str], size: tuple[int, int] | None = None
+) -> Detections:
+    """Of those that are `counting` the ones sure enough to make a part bad or doubtful.
+
+    Args:
+        classes: the bundle's, by class id. size: as for `counting`.
+
+    Raises:
+        ValueError: as `counting`.
+
+    >>> import numpy as np
+    >>> xyxy = np.array([[10, 10, 30, 30], [70, 10, 90, 30]], np.float32)
+    >>> found = Detections(xyxy, np.array([0.25, 0.25], np.float32), np.array([0, 1]))
+    >>> deciding(found, DetectRecipe(review=0.3, class_threshold={"open": 0.2}), ["open", "short"]).class_id.tolist()
+    [0]
+    """
+    if recipe.classes or recipe.region != WHOLE:  # most recipes have neither
+        detections = counting(detections, recipe, classes, size)
+    least = [min(recipe.review, recipe.class_threshold.get(name, recipe.threshold)) for name in classes]
+    pairs = zip(detections.confidence, detections.class_id, strict=True)
+    keep = np.array([not confidence < least[int(class_id)] for confidence, class_id in pairs], bool)
+    if keep.all():
+        return detections
+    return Detections(detections.xyxy[keep], detections.confidence[keep], detections.class_id[keep])
+
+
 def _centred_in(
     xyxy: NDArray[np.float32], region: tuple[float, float, float, float], size: tuple[int, int]
 ) -> NDArray[np.bool_]:
@@ -92,15 +119,12 @@ def decide(
     >>> decide(found, DetectRecipe(threshold=0.5, review=0.3), ["open"]).kind.value
     'REVIEW'
     """
-    if recipe.classes or recipe.region != WHOLE:  # most recipes have neither
-        detections = counting(detections, recipe, classes, size)
+    detections = deciding(detections, recipe, classes, size)
     sure: list[Reason] = []
     doubtful: list[Reason] = []
     for xyxy, confidence, class_id in zip(detections.xyxy, detections.confidence, detections.class_id, strict=True):
         name = classes[int(class_id)]
         threshold = recipe.class_threshold.get(name, recipe.threshold)
-        if confidence < min(recipe.review, threshold):
-            continue
         left, top, right, bottom = (round(float(v)) for v in xyxy)
         where = f"{name} {float(confidence):.2f} at {left},{top} size {right - left}x{bottom - top} px"
         if confidence >= threshold:

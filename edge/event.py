@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from edge.drift.report import Moved
 from edge.part import Pairing, Part
-from edge.records import Inspection, Reason, VerdictKind
+from edge.records import Detections, Inspection, Reason, VerdictKind
 
 Ms = Annotated[float, Meta(description="milliseconds")]
 
@@ -250,7 +250,7 @@ class Result(Envelope, kw_only=True, frozen=True):
     verdict: str  # OK, NG, REVIEW, RETAKE
     cause: str | None  # of a RETAKE
     reasons: list[Why]
-    detections: list[Box]  # those at or over the review threshold
+    detections: list[Box]  # those that counted: of the recipe's classes, in its region, sure enough
     sharpness: float
     brightness: float
     anomaly: float | None  # higher is worse; from the limit on the part goes to a person
@@ -435,9 +435,8 @@ class Topics:
         return self._at("response", verb)
 
 
-def boxes(inspection: Inspection, classes: Sequence[str], min_confidence: float) -> list[Box]:
-    """The detections at least so sure, as they are written everywhere: pixels to a tenth, confidence to 1e-4."""
-    shown = inspection.detections.above(min_confidence)
+def boxes(shown: Detections, classes: Sequence[str]) -> list[Box]:
+    """Detections as they are written everywhere: pixels to a tenth, confidence to 1e-4."""
     return [
         Box(
             xyxy=[round(float(v), 1) for v in xyxy],
@@ -457,7 +456,7 @@ def result_of(
     latency_ms: float,
     evidence: str = "",
 ) -> Result:
-    """The result message of one inspection; `shown_from` is the least confidence of a box that is told."""
+    """The result message of one inspection; `shown_from`: as for `Inspection.told`."""
     frame, gate, verdict = inspection.frame, inspection.gate, inspection.verdict
     return Result(
         camera=frame.camera,
@@ -468,7 +467,7 @@ def result_of(
         verdict=verdict.kind.value,
         cause=gate.cause.value if gate.cause else None,
         reasons=[Why(code=r.code, text=r.text) for r in verdict.reasons],
-        detections=boxes(inspection, classes, shown_from),
+        detections=boxes(inspection.told(shown_from), classes),
         sharpness=round(gate.sharpness, 2),
         brightness=round(gate.brightness, 2),
         anomaly=_rounded(inspection.scores.anomaly),
@@ -483,7 +482,7 @@ def result_of(
 def part_result_of(
     part: Part, evidence: str, classes: Sequence[str], shown_from: float, bundle_digest: str, latency_ms: float
 ) -> PartResult:
-    """The message of a part that was triggered; `shown_from` is the least confidence of a box that is told."""
+    """The message of a part that was triggered; `shown_from`: as for `Inspection.told`."""
     trigger = part.trigger
     if trigger is None:
         raise ValueError(f"part {part.number} was not triggered: its frame has a result of its own")
@@ -516,7 +515,7 @@ def _look(inspection: Inspection, pairing: Pairing | None, classes: Sequence[str
         captured_ts=frame.captured_ts,
         verdict=inspection.verdict.kind.value,
         cause=gate.cause.value if gate.cause else None,
-        detections=boxes(inspection, classes, shown_from),
+        detections=boxes(inspection.told(shown_from), classes),
         sharpness=round(gate.sharpness, 2),
         brightness=round(gate.brightness, 2),
         anomaly=_rounded(scores.anomaly),

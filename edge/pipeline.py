@@ -89,13 +89,14 @@ class Pipeline:
             if self._anomaly is not None and features is not None:
                 scores = _on_frame(self._anomaly.judge(features), seen, frame)
                 watch.lap("anomaly")
+        size = frame.image.shape[1], frame.image.shape[0]
+        counted = decide.deciding(detections, self._recipe.detect, self._classes, size)
         if gate_result.passed:
-            height, width = frame.image.shape[:2]
-            verdict = decide.decide(detections, self._recipe.detect, self._classes, scores, (width, height))
+            verdict = decide.decide(counted, self._recipe.detect, self._classes, scores, size)
         else:
             verdict = decide.refuse(gate_result)
         watch.lap("decide")
-        return Inspection(frame, gate_result, detections, scores, verdict, watch.stage_ms, features)
+        return Inspection(frame, gate_result, detections, scores, verdict, watch.stage_ms, features, counted)
 
 
 def _check_size(image: Image) -> None:

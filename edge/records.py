@@ -191,8 +191,10 @@ class Inspection:
     """All that is known of one judged frame.
 
     Attributes:
+        detections: all boxes that were found.
         stage_ms: wall time of each stage, in the order they ran, milliseconds.
         features: (1, C, h, w) float32, what the detector's boxes are computed from; None where there is none.
+        counted: of the detections, those that its recipe lets count; None where that is not known.
     """
 
     frame: Frame
@@ -202,3 +204,11 @@ class Inspection:
     verdict: Verdict
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     features: NDArray[np.float32] | None = None
+    counted: Detections | None = None
+
+    def told(self, confidence: float) -> Detections:
+        """The boxes to be shown: those that counted, since any other on a part that is OK would want an explanation.
+
+        Where it is not known which counted, those at least so sure.
+        """
+        return self.counted if self.counted is not None else self.detections.above(confidence)

@@ -123,7 +123,7 @@ def _judge(path: Path, name: str, number: int, pipeline: Pipeline, product: Prod
         file=name,
         verdict=verdict.kind.value,
         cause=gate.cause.value if gate.cause else None,
-        detections=boxes(inspection, product.classes, EVERYTHING),
+        detections=boxes(inspection.detections.above(EVERYTHING), product.classes),
         reasons=[Why(code=r.code, text=r.text) for r in verdict.reasons],
         sharpness=round(gate.sharpness, 2),
         brightness=round(gate.brightness, 2),

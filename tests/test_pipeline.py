@@ -1,11 +1,15 @@
 """The path in order: a refused frame is not searched, unless accuracy is being measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from edge import event
+from edge.annotate import annotate
 from edge.errors import ImageError, PredictorError
 from edge.pipeline import Pipeline
-from edge.recipe import GateRecipe, Recipe
+from edge.recipe import DetectRecipe, GateRecipe, Recipe
 from edge.records import Cause, Detections, GateResult, Scores, VerdictKind
 from tests.fakes import FakeClock, ScriptedDetector, flat, found, frame, textured
 
@@ -112,3 +116,24 @@ def test_a_frame_that_can_show_no_part_passes_none(size):
     with pytest.raises(ImageError, match=f"is {size[1]}x{size[0]} pixels.*check the camera's resolution"):
         pipeline(detector).inspect(frame(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)))
     assert detector.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "counts", "why"),
+    [
+        (DetectRecipe(), True, "in the frame and sure enough"),
+        (DetectRecipe(region=(0.5, 0.5, 0.5, 0.5)), False, "its centre lies elsewhere"),
+        (DetectRecipe(classes=["short"]), False, "the recipe is about another class"),
+        (DetectRecipe(threshold=0.95, review=0.92, class_threshold={"short": 0.1}), False, "not sure enough, for it"),
+    ],
+)
+def test_a_box_that_does_not_count_is_neither_told_nor_drawn(recipe, counts, why):
+    judging = Pipeline(ScriptedDetector(found(0.9)), Recipe(detect=recipe), ["open", "short"], FakeClock().mono_ns)
+    seen = judging.inspect(frame(textured(size=200)))
+    assert (seen.verdict.kind is VerdictKind.NG) is counts, why
+    result = event.result_of(seen, 1, ["open", "short"], 0.1, "digest", 1.0)
+    assert [box.class_name for box in result.detections] == ["open"] * counts, why
+    bare = annotate(replace(seen, counted=Detections.none()), ["open", "short"], 0.1)
+    drawn = (annotate(seen, ["open", "short"], 0.1) != bare).any()
+    assert drawn == counts, why
+    assert len(seen.detections) == 1, "what was found is kept as it is, for replay"
