@@ -20,6 +20,7 @@ class Entry:
         asked_ns: when it was said first. said_ns: when last. times: how often.
         taken: the station said that it has it.
         refusal: the name of the refusal that settled it.
+        above: the highest result id that had been heard when it was said first.
         disturbed: it was repeated, or the connection was lost while it was open.
     """
 
@@ -32,6 +33,7 @@ class Entry:
     refusal: str | None = None
     ms: float = 0.0
     disturbed: bool = False
+    above: int = 0
 
     @property
     def settled(self) -> bool:
@@ -60,7 +62,8 @@ class Book:
     Attributes:
         contradictions: answers that do not fit one before: another result id for the same trigger, another word that
             is not the LATE of an OK, an answer to a trigger that nobody gave.
-        out_of_order: result ids that are not above the one of the trigger that was taken before.
+        out_of_order: result ids that are not above all that were heard before their trigger was first said, or that
+            came before. (Of triggers that were open at once a station that began anew may judge the later one first.)
     """
 
     sent: int = 0
@@ -72,15 +75,15 @@ class Book:
     repeated_triggers: int = 0
     _entries: dict[int, Entry] = field(default_factory=dict)  # the newest of each number
     _open: dict[int, Entry] = field(default_factory=dict)
-    _taken: deque[Entry] = field(default_factory=deque)  # in the order in which the station took them
-    _last_id: int = 0
+    _ids: set[int] = field(default_factory=set)
+    _highest_id: int = 0
     out_of_order: int = 0
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=TIMES_KEPT))
     _disturbed_times: deque[float] = field(default_factory=lambda: deque(maxlen=TIMES_KEPT))
 
     def ask(self, ask: Ask, now_ns: int) -> None:
         """A trigger is said for the first time."""
-        entry = Entry(ask, now_ns, now_ns)
+        entry = Entry(ask, now_ns, now_ns, above=self._highest_id)
         self._entries[ask.number] = entry
         self._open[ask.number] = entry
         self.sent += 1
@@ -96,9 +99,8 @@ class Book:
     def taken(self, number: int) -> None:
         """The station has a trigger."""
         entry = self._open.get(number)
-        if entry is not None and not entry.taken:
+        if entry is not None:
             entry.taken = True
-            self._taken.append(entry)
 
     def answered(self, told: Answered, now_ns: int) -> Entry | None:
         """The station answered; the entry when it is news."""
@@ -109,13 +111,13 @@ class Book:
         if entry.answer is not None:
             self._compare(entry, entry.answer, told)
             return None
-        self.taken(told.number)
+        entry.taken = True
         entry.answer = told
         self._open.pop(told.number, None)
         self.words[told.word] += 1
         entry.ms = (now_ns - entry.asked_ns) / 1e6
         (self._disturbed_times if entry.disturbed else self._times).append(entry.ms)
-        self._check_order()
+        self._check_order(told.result_id, entry)
         return entry
 
     def refused(self, number: int, name: str) -> Entry | None:
@@ -131,7 +133,6 @@ class Book:
         for entry in self._open.values():
             entry.taken = False
             entry.disturbed = True
-        self._taken = deque(entry for entry in self._taken if entry.taken)
 
     def open(self) -> list[Entry]:
         """Triggers without an answer, oldest first."""
@@ -170,13 +171,12 @@ class Book:
         self.contradictions.append(text)
         del self.contradictions[1000:]
 
-    def _check_order(self) -> None:
-        while self._taken and self._taken[0].settled:
-            answer = self._taken.popleft().answer
-            if answer is None:
-                continue
-            self.out_of_order += answer.result_id <= self._last_id
-            self._last_id = max(self._last_id, answer.result_id)
+    def _check_order(self, result_id: int, entry: Entry) -> None:
+        if not result_id:  # nothing of it is on the station's disk
+            return
+        self.out_of_order += result_id <= entry.above or result_id in self._ids
+        self._ids.add(result_id)
+        self._highest_id = max(self._highest_id, result_id)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float | int]:
