@@ -26,7 +26,7 @@ BY_ID = Path("/dev/serial/by-id")
 WRITE_S = 0.5  # for one message; the kernel's buffer takes it at once unless the line is stuck
 DRAIN_S = 0.2  # at closing, for what the kernel still holds
 READ_MOST = 4096  # bytes of one read, so that a flood of input cannot keep the answers waiting
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0  # before an attempt to open the port again
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 0.5  # before an attempt to open the port again
 
 _PARITY = {"none": serial.PARITY_NONE, "even": serial.PARITY_EVEN, "odd": serial.PARITY_ODD}
 # pyserial lets these through: `termios.error` is no OSError, and a port closed meanwhile is a TypeError inside it.
@@ -181,7 +181,7 @@ class Retry:
 
     >>> retry = Retry()
     >>> [round(retry.pause_s(), 1) for _ in range(6)]
-    [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    [0.1, 0.2, 0.4, 0.5, 0.5, 0.5]
     """
 
     def __init__(self) -> None:

@@ -183,6 +183,7 @@ class Simulator:
         if self.line.up and self._pull_ns and now_ns >= self._pull_ns[0]:
             self._pull_ns.pop(0)
             self._cable.pull()
+            self._lose()
             self.line.pulls += 1
             self._plug_ns = now_ns + round(self._chance.uniform(*OUT_S) * NS)
         elif not self._cable.is_in:
