@@ -183,7 +183,8 @@ def gather(
     for path, sample in tqdm(work, "detect", mininterval=5):
         name = str(path.relative_to(data.root))
         stored = kept.once(name, lambda path=path: _look(read_image(path, data.spec.channels), detector, recipe))
-        seen.append(Seen(name, sample.group, unpack(stored), stored["cause"]))
+        width, height = stored.get("size") or size_of(read_image(path, data.spec.channels))
+        seen.append(Seen(name, sample.group, unpack(stored), stored["cause"], (width, height)))
     return Evidence(samples, seen[: len(samples)], seen[len(samples) :], list(owners.values()), data.classes)
 
 
@@ -205,7 +206,12 @@ def evidence_of(
 
 def _look(image: Image, detector: Detector, recipe: Recipe) -> dict[str, Any]:
     found, result = detector.detect(image), gate.check(image, recipe.gate)
-    return {**pack(found), "cause": result.cause.value if result.cause else None}
+    return {**pack(found), "cause": result.cause.value if result.cause else None, "size": size_of(image)}
+
+
+def size_of(image: Image) -> tuple[int, int]:
+    """Width and height, pixels."""
+    return image.shape[1], image.shape[0]
 
 
 def pack(found: Detections) -> dict[str, Any]:

@@ -133,9 +133,16 @@ def _plain(value: Any) -> Any:
 
 
 def compare(
-    reference: Sequence[Detections], other: Sequence[Detections], recipe: DetectRecipe, classes: Sequence[str]
+    reference: Sequence[Detections],
+    other: Sequence[Detections],
+    recipe: DetectRecipe,
+    classes: Sequence[str],
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Agreement:
     """Compare two forms on the same images; both with all boxes down to well under what matters.
+
+    Args:
+        sizes: width and height of each image, pixels; only a recipe with a region asks for it.
 
     >>> found = Detections(np.array([[0, 0, 10, 10]], np.float32), np.array([0.9], np.float32), np.array([0]))
     >>> moved = Detections(np.array([[1, 0, 11, 10]], np.float32), np.array([0.8], np.float32), np.array([0]))
@@ -149,8 +156,8 @@ def compare(
     shift = np.concatenate([p[1] for p in pairs]) if pairs else np.empty(0)
     score = np.concatenate([p[2] for p in pairs]) if pairs else np.empty(0)
     kinds = [
-        tuple(verdict(Seen("", "", d), recipe, classes).value for d in both)
-        for both in zip(reference, other, strict=True)
+        tuple(verdict(Seen("", "", d, size=size), recipe, classes).value for d in both)
+        for *both, size in zip(reference, other, sizes or [None] * len(reference), strict=True)
     ]
     changes = Counter(f"{was} to {now}" for was, now in kinds if was != now)
     boxes = sum(len(r.above(least)) for r in reference)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from edge.recipe import Recipe
 from edge.records import Detections
 from tools.dataset import Dataset, Sample, data_hash, read_dataset, read_image, truth_of
 from tools.errors import ToolError
-from tools.evaluate import choose_recipe, opened, settings_of
+from tools.evaluate import choose_recipe, opened, settings_of, size_of
 from tools.export import largest_difference
 from tools.golden import make_golden, read_images
 from tools.journal import Journal
@@ -143,6 +144,12 @@ class Subject:
                 "input_sha256": witness.hexdigest(),
             }
 
+    @cached_property
+    def sizes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Width and height of the golden images and of those of the validation split, pixels."""
+        images = (read_image(sample.image, self.data.spec.channels) for sample in self.samples)
+        return [size_of(image) for image in self.golden], [size_of(image) for image in images]
+
     def output_difference(self, name: str, path: Path) -> float:
         """The largest difference of a raw output from the reference's, on the golden samples."""
 
@@ -208,8 +215,8 @@ def examine(subject: Subject, forms: Sequence[Form], limits: Mapping[str, Limits
         seen = subject.look(form.name, path)
         measured = figures(seen.validation, truth, classes, known)
         drops, output = accuracy_drops(base, measured), subject.output_difference(form.name, path)
-        golden = compare(reference.golden, seen.golden, detect, classes)
-        validation = compare(reference.validation, seen.validation, detect, classes)
+        golden = compare(reference.golden, seen.golden, detect, classes, subject.sizes[0])
+        validation = compare(reference.validation, seen.validation, detect, classes, subject.sizes[1])
         if seen.input_sha256 != reference.input_sha256:
             problems.append(f"{form.name}: was given another input than the reference")
         problems += exceeded(form.name, limits[form.precision], golden, validation, drops, output)
@@ -229,7 +236,7 @@ def examine(subject: Subject, forms: Sequence[Form], limits: Mapping[str, Limits
     if SIMULATED_X86 in result["forms"]:
         paths = {form.name: subject.models / form.path for form in forms}
         simulated, device = (subject.look(name, paths[name]).validation for name in (SIMULATED_X86, INT8_X86))
-        kernels = compare(simulated, device, detect, classes)
+        kernels = compare(simulated, device, detect, classes, subject.sizes[1])
         result["forms"][INT8_X86]["against_simulation"] = kernels.as_dict()
         problems += wrong_kernels(kernels, limits["int8"])
     return {**result, "problems": problems}

@@ -239,6 +239,14 @@ def scene_of(sample: Sample, data: Dataset, template: bool = False) -> Scene:
     return attacks.scene(image, sample.xyxy[:n], sample.class_id[:n], sample.known, data.spec)
 
 
+def seen_on(one: Scene, found: Detections, sample: Sample) -> Seen:
+    """What was found on a scene, in pixels of the picture on it: a recipe's region is none of the padding."""
+    rows, columns = (np.flatnonzero(one.inside.any(axis=axis)) for axis in (1, 0))
+    corner = np.array([columns[0], rows[0]] * 2, np.float32)
+    moved = Detections(found.xyxy - corner, found.confidence, found.class_id)
+    return Seen(sample.name, sample.group, moved, size=(len(columns), len(rows)))
+
+
 def good_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Those with a picture that is known to show no defect: a template, or the image itself."""
     return [s for s in samples if s.template is not None or (not len(s.xyxy) and s.known.all())]
@@ -289,7 +297,7 @@ def attack_figures(
         truth = (one.truth.xyxy, one.truth.class_id)
         before, after = (hits(found, truth, thresholds) for found in pair)
         lost, had = lost + len(before - after), had + len(before)
-        kinds = [verdict(Seen(sample.name, sample.group, found), recipe.detect, data.classes).value for found in pair]
+        kinds = [verdict(seen_on(one, found, sample), recipe.detect, data.classes).value for found in pair]
         caught, passed = caught + (kinds[0] == "NG"), passed + (kinds == ["NG", "OK"])
         scenes.append(replace(sample, xyxy=truth[0]))
         clean.append(pair[0]), attacked.append(pair[1])
@@ -308,7 +316,8 @@ def false_alarm_figures(
     fine = turned = 0
     for sample, entry in judged:
         found = (unpack(entry[key]) for key in (f"{judge}_clean", judge))
-        kinds = [verdict(Seen(sample.name, sample.group, f), recipe.detect, data.classes).value for f in found]
+        one = scene_of(sample, data, template=True)
+        kinds = [verdict(seen_on(one, f, sample), recipe.detect, data.classes).value for f in found]
         fine, turned = fine + (kinds[0] != "NG"), turned + (kinds[0] != "NG" and kinds[1] == "NG")
     return Rate(turned, fine).as_dict()
 

@@ -69,17 +69,19 @@ class Seen:
 
     Attributes:
         found: all boxes down to the least confidence. cause: why the gate refused the image; None: it passed.
+        size: width and height of the image, pixels; only a recipe with a region asks for it.
     """
 
     name: str
     group: str
     found: Detections
     cause: str | None = None
+    size: tuple[int, int] | None = None
 
 
 def verdict(seen: Seen, recipe: DetectRecipe, classes: Sequence[str]) -> VerdictKind:
     """What the device decides on it."""
-    return VerdictKind.RETAKE if seen.cause else decide(seen.found, recipe, classes).kind
+    return VerdictKind.RETAKE if seen.cause else decide(seen.found, recipe, classes, size=seen.size).kind
 
 
 def tally(parts: Sequence[Seen], recipe: DetectRecipe, classes: Sequence[str]) -> dict[str, Rate]:

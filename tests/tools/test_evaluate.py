@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from tools.metrics import (
     rank,
 )
 from tools.network import Detector, NetworkConfig
-from tools.verdicts import Rate, Seen, part_rates
+from tools.verdicts import Rate, Seen, part_rates, verdict
 
 BOX = [10, 10, 30, 30]
 SHIFTED = [20, 10, 40, 30]  # IoU with BOX: 1/3
@@ -245,6 +246,14 @@ def test_rates_count_what_the_device_decides() -> None:
     assert {name: rate.count for name, rate in rates.items()} == {
         "escape": 1, "overkill": 1, "bad_review": 1, "good_review": 1, "bad_retake": 1, "good_retake": 0,
     }  # fmt: skip
+
+
+def test_what_lies_outside_of_the_recipes_region_makes_no_part_bad() -> None:
+    part = replace(seen((BOX, 0.9, 0)), size=(1000, 500))
+    right = DetectRecipe(region=(0.5, 0.0, 0.5, 1.0))
+    assert verdict(part, right, ("a",)).value == "OK" and verdict(part, DetectRecipe(), ("a",)).value == "NG"
+    with pytest.raises(ValueError, match="the frame's size is needed"):
+        verdict(replace(part, size=None), right, ("a",))
 
 
 @pytest.fixture

@@ -54,6 +54,12 @@ def test_boxes_are_matched(
     assert (a.boxes, a.matched, a.lost, a.extra, a.changes) == (1, matched, lost, extra, changes), why
 
 
+@pytest.mark.parametrize(("size", "changed"), [((100, 100), 0), ((20, 20), 1)])
+def test_a_verdict_changes_only_by_boxes_in_the_recipes_region(size: tuple[int, int], changed: int) -> None:
+    right = DetectRecipe(region=(0.5, 0.0, 0.5, 1.0))
+    assert compare([found(A)], [found()], right, CLASSES, [size]).changed == changed
+
+
 def test_distances_are_those_of_matched_boxes() -> None:
     reference = found((0, 0, 0.9, 0), (100, 0, 0.8, 1), (200, 0, 0.29, 1))
     a = against(reference, found((3, 4, 0.7, 0), (100, 0, 0.85, 1), (200, 0, 0.99, 1)))

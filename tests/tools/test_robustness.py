@@ -15,10 +15,12 @@ from edge.recipe import DetectRecipe, Recipe
 from edge.records import Detections
 from tests.tools.tiny import tiny_dataset
 from tools import robustness
+from tools.attack import Scene
 from tools.checkpoint import copy_state, write_checkpoint
 from tools.dataset import Dataset, Sample, read_dataset, read_image
 from tools.errors import ToolError
 from tools.network import Detector, NetworkConfig
+from tools.objective import Truth
 from tools.physical import CORRUPTIONS
 from tools.robustness import (
     CLEAN,
@@ -33,8 +35,10 @@ from tools.robustness import (
     hits,
     pack,
     scene_of,
+    seen_on,
     unpack,
 )
+from tools.verdicts import verdict
 
 NARROW = {"stem": 8, "width8": 16, "width16": 16, "width32": 16, "depth8": 1, "depth16": 1, "depth32": 1, "neck": 16}
 RECIPE = Recipe(detect=DetectRecipe(threshold=0.5, review=0.3))
@@ -110,6 +114,18 @@ def test_false_alarms_count_only_good_parts_that_were_not_rejected_before(data: 
     seen = [stored(s, a, b) for s, a, b in zip(samples, (NOTHING, alarm, doubt), (alarm, alarm, doubt), strict=True)]
     result = false_alarm_figures(seen, data, RECIPE, "device")
     assert (result["count"], result["of"]) == (1, 2)
+
+
+def test_a_recipes_region_is_of_the_picture_and_not_of_its_padding(samples: list[Sample]) -> None:
+    """A picture of 60 x 100 in the middle of 100 x 100."""
+    inside = np.zeros((100, 100), bool)
+    inside[:, 20:80] = True
+    truth = Truth(np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0, np.float32), np.ones(2, bool))
+    one = Scene(np.zeros((100, 100), np.uint8), truth, inside)
+    found_at_30 = seen_on(one, found([[25, 40, 35, 60]], [0.9], [0]), samples[0])
+    assert found_at_30.size == (60, 100) and found_at_30.found.xyxy.tolist() == [[5, 40, 15, 60]]
+    for region, kind in (((0.0, 0.0, 0.2, 1.0), "NG"), ((0.25, 0.0, 0.25, 1.0), "OK")):
+        assert verdict(found_at_30, DetectRecipe(region=region), ("a", "b")).value == kind
 
 
 def test_classes_that_nobody_looked_for_count_neither_way(samples: list[Sample]) -> None:
