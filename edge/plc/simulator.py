@@ -231,7 +231,9 @@ class Simulator:
         named = recipe if plan.recipe_by == "trigger" else 0
         ask = Ask(number, f"{plan.serial_prefix}{self._made:06d}", named, self._encoder(now_ns))
         # A line that was held up goes on at its rate; it does not make up for what it missed.
-        self._next_trigger_ns = max(self._next_trigger_ns, now_ns - round(NS / plan.rate)) + round(NS / plan.rate)
+        period_ns = round(NS / plan.rate)
+        held_up = now_ns - self._next_trigger_ns >= period_ns
+        self._next_trigger_ns = (now_ns if held_up else self._next_trigger_ns) + period_ns
         self.book.ask(ask, time.monotonic_ns())
         self._player.trigger(ask)
 
