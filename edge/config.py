@@ -25,6 +25,11 @@ Fps = Annotated[float, Meta(gt=0, le=1000)]
 _PROVIDER = "the name of an execution provider, such as `CPUExecutionProvider` or `CUDAExecutionProvider`"
 Provider = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,40}ExecutionProvider\Z", description=_PROVIDER)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+# What the wire can carry; `-` alone stands there for a part without a serial.
+_SERIAL = "1 to 64 printable ASCII characters without space and `*`, and not `-` alone"
+Serial = Annotated[str, Meta(pattern=r"^(?!-\Z)[!-)+-~]{1,64}\Z", description=_SERIAL)]
+MODBUS_SERIAL = 32  # characters
+MOST_OUTPUTS = 16  # they are bits of one register
 
 
 class Station(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -189,9 +194,9 @@ class Output(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 class Master(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A part that is known to be bad, to prove that the station still finds it."""
 
-    serial: Text
+    serial: Serial
     verdict: Literal["NG", "REVIEW"] = "NG"
-    defect: Text | None = None  # a class that must be among the reasons
+    defect: Text | None = None  # a class of the bundle that must be among the reasons
 
 
 class Challenge(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -265,6 +270,19 @@ def _outputs_want_plc(outputs: Sequence[Any], plc: Any) -> str | None:
     return "an output is given without [plc]: what fires it is the answer to a trigger" if outputs and not plc else None
 
 
+def _outputs_fit(outputs: Sequence[Any]) -> str | None:
+    return f"{len(outputs)} outputs are more than {MOST_OUTPUTS}" if len(outputs) > MOST_OUTPUTS else None
+
+
+def _lines_are_distinct(outputs: Sequence[Any], plc: Any) -> str | None:
+    """Two outputs on one wire would switch each other off."""
+    own = plc.get("port") if isinstance(plc, Mapping) else None
+    tables = [output for output in outputs if isinstance(output, Mapping) and output.get("via") in ("rts", "dtr")]
+    lines = [(str(output.get("port") or own), str(output["via"])) for output in tables]
+    twice = sorted({f"{via} of {port}" for port, via in lines if lines.count((port, via)) > 1})
+    return f"several outputs are on {', '.join(twice)}: give each its own line" if twice else None
+
+
 def _one_delay(delay_ms: float | None, delay_counts: int | None) -> str | None:
     if (delay_ms is None) == (delay_counts is None):
         return "give delay_ms or delay_counts, one of them"
@@ -279,6 +297,25 @@ def _masters_are_distinct(masters: Sequence[Any]) -> str | None:
     serials = [master.get("serial") for master in masters if isinstance(master, Mapping)]
     twice = sorted({str(name) for name in serials if name is not None and serials.count(name) > 1})
     return f"several masters have the serial {', '.join(twice)}: give each its own" if twice else None
+
+
+def _masters_fit(challenge: Any, plc: Any) -> str | None:
+    """What the dialect cannot carry would be owed for ever."""
+    if not isinstance(challenge, Mapping) or not isinstance(plc, Mapping) or plc.get("dialect", "ascii") == "ascii":
+        return None
+    masters = [master for master in challenge.get("master", []) if isinstance(master, Mapping)]
+    long = [str(m["serial"]) for m in masters if len(str(m.get("serial", ""))) > MODBUS_SERIAL]
+    return f"challenge: Modbus carries {MODBUS_SERIAL} characters of a serial, not {', '.join(long)}" if long else None
+
+
+def _one_recipe(recipe: str | None, recipes: str | None) -> str | None:
+    return "recipe and recipes are both given: keep one" if recipe and recipes else None
+
+
+def _recipes_want_plc(paths: Any, plc: Any) -> str | None:
+    if plc or not isinstance(paths, Mapping) or not paths.get("recipes"):
+        return None
+    return "paths.recipes is given without [plc]: only a trigger says which recipe a part wants; give paths.recipe"
 
 
 def _challenge_wants_plc(challenge: Any, plc: Any) -> str | None:
@@ -314,9 +351,14 @@ RULES: settings.Rules = {
     Config: (
         Rule(("camera",), _unique_ids),
         Rule(("output",), _outputs_are_distinct),
+        Rule(("output",), _outputs_fit),
         Rule(("output", "plc"), _outputs_want_plc),
+        Rule(("output", "plc"), _lines_are_distinct),
         Rule(("challenge", "plc"), _challenge_wants_plc),
+        Rule(("challenge", "plc"), _masters_fit),
+        Rule(("paths", "plc"), _recipes_want_plc),
     ),
+    Paths: (Rule(("recipe", "recipes"), _one_recipe),),
     Output: (Rule(("delay_ms", "delay_counts"), _one_delay), Rule(("via", "port"), _port_is_for_lines)),
     Challenge: (Rule(("master",), _masters_are_distinct),),
     Runtime: (Rule(("providers",), _each_once),),

@@ -16,6 +16,9 @@ from edge.config import Config, FolderCamera, Mqtt, OpenCvCamera, PipeCamera, Si
 from edge.errors import ConfigError
 
 CAMERA = '[[camera]]\nid = "c"\nsource = "simulated"\n'
+PLC = CAMERA + '[plc]\nport = "/dev/p"\n'
+OUTPUT = '[[output]]\nid = "x"\non = ["NG"]\ndelay_ms = 5\n'
+MASTER = '[challenge]\n[[challenge.master]]\nserial = "M1"\n'
 
 
 def problems(text: str | bytes, tmp_path: Path) -> list[str]:
@@ -75,6 +78,36 @@ def problems(text: str | bytes, tmp_path: Path) -> list[str]:
         (CAMERA + '[mqtt]\ntls = true\ncert_file = "a"', "cert_file is given without key_file", "half a certificate"),
         (CAMERA + '[mqtt]\ntls = true\nkey_file = "a"', "key_file is given without cert_file", "the other half"),
         (CAMERA + '[mqtt]\nca_file = "a"', "ca_file is given, but tls is off", "it would be ignored in silence"),
+        (PLC + '[[output]]\nid = "x"\non = ["NG"]\n', "give delay_ms or delay_counts", "no delay"),
+        (PLC + OUTPUT + "delay_counts = 5", "give delay_ms or delay_counts", "two delays"),
+        (PLC + OUTPUT + OUTPUT, "several outputs have the id x", "which one is meant?"),
+        (PLC + OUTPUT + 'port = "/dev/x"', 'port is given, but via is "plc"', "it would be ignored in silence"),
+        (CAMERA + OUTPUT, "an output is given without [plc]", "nothing would fire it"),
+        (PLC + OUTPUT.replace("NG", "LATE"), 'on = ["LATE"]: must be', "a LATE counts as FAIL"),
+        (
+            PLC + OUTPUT + 'via = "rts"\n' + OUTPUT.replace("x", "y") + 'via = "rts"\nport = "/dev/p"',
+            "several outputs are on rts of /dev/p: give each its own line",
+            "one would switch the other off, whether the PLC's own port is named or not",
+        ),
+        (
+            PLC + "".join(OUTPUT.replace('"x"', f'"x{n}"') for n in range(17)),
+            "17 outputs are more than 16",
+            "a register has 16 bits",
+        ),
+        (CAMERA + MASTER, "[challenge] is given without [plc]", "nobody would say a serial"),
+        (PLC + MASTER.replace("M1", "M 1"), 'serial = "M 1": must be 1 to 64', "no trigger can carry a space"),
+        (PLC + MASTER.replace("M1", "-"), 'serial = "-": must be 1 to 64', "on the wire that is: no serial"),
+        (PLC + MASTER.replace("M1", "Prüf"), 'must be 1 to 64 printable ASCII', "nor other letters"),
+        (PLC + MASTER + '[[challenge.master]]\nserial = "M1"', "several masters have the serial M1", "which one?"),
+        (PLC + "[challenge]\nevery_h = 8", "challenge.master: missing", "a challenge without masters"),
+        (
+            PLC + 'dialect = "modbus_server"\n' + MASTER.replace("M1", "M" * 33),
+            "Modbus carries 32 characters of a serial, not MMM",
+            "it could never be shown, and parts would be held back for ever",
+        ),
+        (CAMERA + '[plc]\nport = "/dev/p"\nqueue = 17', "queue = 17: must be a whole number from 1 to 16", "a range"),
+        (CAMERA + '[paths]\nrecipe = "a"\nrecipes = "b"', "recipe and recipes are both given", "which one counts?"),
+        (CAMERA + '[paths]\nrecipes = "b"', "paths.recipes is given without [plc]", "only the first would ever count"),
         (CAMERA + "[mqtt\n", "not valid TOML", "broken TOML"),
         ("a = 1\nb = \n", "line 2", "broken TOML says its line"),
         (b"a = 1\nb = '\xff'\n", "line 2 is not UTF-8", "a file of another encoding says its line"),
@@ -230,6 +263,7 @@ def test_the_sample_names_every_key() -> None:
 def test_the_sample_loads_with_everything_uncommented(tmp_path: Path) -> None:
     data = settings.parse_toml(DEFAULT.sub("", EXAMPLE.sub("", config.sample())).encode(), "sample")
     del data["mqtt"]["password"]  # given together with password_file, as the two ways to say it
+    del data["paths"]["recipe"]  # or recipes
     del data["output"][0]["delay_counts"], data["output"][0]["port"]  # one delay; a port is for relays
     data["mqtt"]["tls"] = True  # the example's certificates want it
     path = tmp_path / "edge.toml"
