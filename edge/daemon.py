@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from edge import __version__, ledger, notify
+from edge import __version__, notify
 from edge.bundle import slots
 from edge.capture import make_source
 from edge.capture.camera import CameraState as CaptureState
@@ -26,14 +26,13 @@ from edge.errors import DEBUG_VARIABLE, ConfigError, EdgeError, GenealogyError, 
 from edge.event import Books, CameraState, Info, LedgerCounts, Response, State, Topics
 from edge.fronts import FreeRunning, Front
 from edge.genealogy import Genealogy
-from edge.keeping import open_kept
+from edge.keeping import open_kept, restore
 from edge.line_assembly import make_line
 from edge.line_care import LineCare, override
 from edge.outbox import Outbox
 from edge.plc.link import Link
 from edge.publish import Publisher
 from edge.recipes import hash_of
-from edge.records import Loss
 from edge.serving import open_product
 from edge.station import Serving, Station
 from edge.stream_watch import StreamWatch
@@ -116,7 +115,7 @@ class Daemon:
         self._outbox = Outbox(state / "outbox.db", int(config.outbox.quota_mb * 1e6), self._boot, self._clock)
         self._down.callback(self._outbox.close)
         self._kept, self._genealogy = open_kept(config, self.product, self._clock, self._boot, self._down)
-        counts, parts = self._restore()
+        counts, parts = restore(self._outbox, self._tally, self._genealogy)
         self._publisher = Publisher(
             config.mqtt, self._topics, self._outbox, self._boot, self._clock, self._answer, VERBS
         )
@@ -133,25 +132,6 @@ class Daemon:
         self._down.callback(self._stop_cameras)
         for settings in config.camera:
             self._start_camera(settings)
-
-    def _restore(self) -> tuple[LedgerCounts, int]:
-        """The ledger as the last run left it; what it captured and never settled is lost by name."""
-        counts, parts = self._outbox.ledger()
-        if counts is None:  # a new outbox, also in place of a lost one: counting begins anew
-            counts = ledger.empty()
-            self._tally.set(0)
-            self._outbox.save_ledger(counts, parts)
-        elif self._genealogy is not None:
-            self._genealogy.void_after(parts)
-        if self._genealogy is not None:  # no number of a part comes twice, whatever was lost
-            parts = max(parts, self._genealogy.highest_part())
-        unsettled = self._tally.count - counts.triggers
-        if unsettled > 0:
-            log.warning("the last run ended with %d triggers unsettled: counted as lost (shutdown)", unsettled)
-            counts = ledger.lost(counts, Loss.SHUTDOWN, unsettled)
-            self._outbox.save_ledger(counts, parts)
-        self._tally.set(counts.triggers)
-        return counts, parts
 
     def _make_station(self, counts: LedgerCounts, parts: int) -> Station:
         product = self.product

@@ -1,7 +1,8 @@
-"""Opens what is kept of parts beside the outbox: genealogy, evidence and recorder."""
+"""Opens what is kept of parts beside the outbox (genealogy, evidence, recorder), and goes on from the last run."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__, recipe
+from edge import __version__, ledger, recipe
 from edge.annotate import annotate
 from edge.chain import About
 from edge.clock import Clock
 from edge.config import Config, config_hash, effective
+from edge.event import LedgerCounts
 from edge.evidence import Evidence
 from edge.genealogy import Genealogy
+from edge.outbox import Outbox
 from edge.ports import Kept
 from edge.recipes import hash_of
 from edge.recorder import Recorder
-from edge.records import Inspection
+from edge.records import Inspection, Loss
 from edge.serving import Product
+from edge.tally import Tally
+
+log = logging.getLogger(__name__)
 
 WRITERS_STOP_S = 5.0
+
+
+def restore(outbox: Outbox, tally: Tally, rows: Genealogy | None) -> tuple[LedgerCounts, int]:
+    """The ledger and the count of parts as the last run left them.
+
+    What it captured and never settled is lost by name, a row whose verdict it never told is void, and no number of a
+    part comes twice, whatever was lost.
+
+    Raises:
+        OutboxError: the ledger cannot be read or stored.
+        GenealogyError: rows cannot be read or stored.
+    """
+    counts, parts = outbox.ledger()
+    if counts is None:  # a new outbox, also in place of a lost one: counting begins anew
+        counts = ledger.empty()
+        tally.set(0)
+        outbox.save_ledger(counts, parts)
+    elif rows is not None:
+        rows.void_after(parts)
+    if rows is not None:
+        parts = max(parts, rows.highest_part())
+    unsettled = tally.count - counts.triggers
+    if unsettled > 0:
+        log.warning("the last run ended with %d triggers unsettled: counted as lost (shutdown)", unsettled)
+        counts = ledger.lost(counts, Loss.SHUTDOWN, unsettled)
+        outbox.save_ledger(counts, parts)
+    tally.set(counts.triggers)
+    return counts, parts
 
 
 def open_kept(

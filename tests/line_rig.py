@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edge import ledger
 from edge.admission import Admission
 from edge.capture.ring import FrameRing, Snapshot
 from edge.config import Challenge, GenealogySettings, Publishing, SimulatedCamera
 from edge.detect import Seen
 from edge.errors import PredictorError
-from edge.event import LedgerCounts, Topics
+from edge.event import Topics
 from edge.fuse import looking
 from edge.gather import Gatherer
 from edge.genealogy import Genealogy
-from edge.ledger import lost
+from edge.keeping import restore
 from edge.line import Book, Line
 from edge.line_care import LineCare, Memory, recipe_at_start
 from edge.outbox import Outbox
@@ -33,7 +32,7 @@ from edge.ports import Kept
 from edge.preprocess import Image, Placement
 from edge.recipe import FusionRecipe, GateRecipe, Recipe
 from edge.recipes import RecipeSet, hash_of
-from edge.records import Detections, Frame, Loss
+from edge.records import Detections, Frame
 from edge.station import Serving, Station
 from edge.tally import Tally
 from tests.fakes import FakeClock, FakeWire, FullStore, found, textured
@@ -119,7 +118,7 @@ class LineRig:
         self.outbox = Outbox(folder / "outbox.db", 50_000_000, "boot", self.clock)
         self.store = FullStore(self.outbox)
         self.rows = Genealogy(folder / "genealogy.db", self.clock, "boot", GenealogySettings())
-        counts, parts = self._restore()
+        counts, parts = restore(self.outbox, self.tally, self.rows)
         pipelines = {
             r.number: Pipeline(PaintedDetector(self.clock), r, ["open"], self.clock.mono_ns) for r in RECIPES.recipes
         }
@@ -151,15 +150,6 @@ class LineRig:
             self.desk, self.gatherer, self._books(pipelines), self.station, self.admission, self.clock, self.care
         )
         self.desk.open()
-
-    def _restore(self) -> tuple[LedgerCounts, int]:
-        counts, parts = self.outbox.ledger()
-        if counts is None:
-            counts = ledger.empty()
-        else:
-            self.rows.void_after(parts)
-        counts = lost(counts, Loss.SHUTDOWN, self.tally.count - counts.triggers)
-        return counts, max(parts, self.rows.highest_part())
 
     def _books(self, pipelines: Mapping[int, Pipeline]) -> dict[int, Book]:
         return {

@@ -433,3 +433,25 @@ def test_a_disk_that_is_well_again_is_told_without_a_part(make: Make) -> None:
     rig.clock.advance(1)
     rig.care.tick()
     assert rig.desk.signals().error == ""
+
+
+def test_numbers_of_parts_go_on_where_the_outbox_was_lost(make: Make, tmp_path: Path) -> None:
+    rig = make()
+    rig.part(picture(), picture())
+    rig.part(picture(), picture(), number=2)
+    rig.kill()
+    for path in tmp_path.glob("outbox.db*"):
+        path.unlink()
+    again = make(clock=rig.clock)
+    assert again.station.counts.triggers == again.tally.count == 0, "counting begins anew"
+    answer = again.part(picture(), picture(), number=3)
+    assert answer is not None and answer.result_id == 3, "the PLC saw 1 and 2 before"
+
+
+@pytest.mark.parametrize(("recipe", "say"), [(1, Say.RETAKE), (2, Say.OK)])
+def test_a_frame_is_judged_by_the_limits_of_the_triggers_recipe(make: Make, recipe: int, say: Say) -> None:
+    """A blurred frame, which the first recipe's gate refuses, while the other recipe is set."""
+    rig = make()
+    rig.desk.set_recipe(3 - recipe)
+    answer = rig.part(picture(sharp=False), picture(sharp=False), recipe=recipe)
+    assert answer is not None and answer.say is say
