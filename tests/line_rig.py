@@ -44,7 +44,7 @@ SHOTS = [textured(i) for i in range(3)]
 
 RECIPES = RecipeSet(
     (
-        Recipe(name="both", number=1, takt_time_ms=100, gate=GateRecipe(sharpness_min=10)),
+        Recipe(name="both", number=1, takt_time_ms=100, gate=GateRecipe(sharpness_min=2000)),
         Recipe(name="first", number=2, takt_time_ms=100, fusion=FusionRecipe(cameras=["cam1"])),
         Recipe(name="patient", number=3, answer_ms=5000, fusion=FusionRecipe(optional=["cam2"])),
         Recipe(name="hasty", number=4, takt_time_ms=100, fusion=FusionRecipe(optional=["cam2"])),
