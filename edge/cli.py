@@ -348,6 +348,8 @@ def _watch(options: argparse.Namespace) -> int:
 def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("demo", help="a simulated line with a broker and a view of it, all on this machine")
     parser.add_argument("--bundle", type=Path, default=Path("models/pcb"), help="the model bundle, a folder")
+    parser.add_argument("--line", action="store_true",
+                        help="a simulated PLC triggers the parts over a pty; its account comes at the end")  # fmt: skip
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--seed", type=int, default=1, help="of the simulated line")
     parser.add_argument("--headless", action="store_true", help="plain lines instead of the live picture")
@@ -358,7 +360,9 @@ def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
 def _demo(options: argparse.Namespace) -> int:
     from edge.view import demo
 
-    return demo.demo(options.seconds, options.bundle, options.seed, options.headless, state=options.state)
+    return demo.demo(
+        options.seconds, options.bundle, options.seed, options.headless, line=options.line, state=options.state
+    )
 
 
 def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -4,6 +4,7 @@ The daemon runs as a child process, exactly as on a device: its inference holds 
 end, so broker and view in the same process would stand still meanwhile and its memory could not be told from theirs.
 The broker shares a process with the view, in a thread with its own event loop: both only wait for messages, a few
 dozen a second, so neither slows the other, and one process less has to start before the first verdict.
+With `--line` a third process plays the PLC, which triggers the line over a pty as it would over a serial cable.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import json
 import logging
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,26 +23,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-import msgspec
-
-from edge import config, recipe
+from edge import config
 from edge.errors import EdgeError
-from edge.view.state import NodeId, NodeView
+from edge.records import VerdictKind
+from edge.view.child import STOP_LIMIT_S, ChildProcess
+from edge.view.demo_config import STATION, write_config
+from edge.view.demo_plc import PROGRAM, SimulatedPlc, account_sentence
+from edge.view.state import NodeView
 from edge.view.subscribe import Subscriber, Where
 from edge.view.terminal import Output, PlainLines, StopSignals, choose_output, own_output, show
 from edge.view.words import ledger_sentence, proof_sentence
 
 FIRST_VERDICT_LIMIT_S = 60.0
-STOP_LIMIT_S = 20.0  # for the daemon to end by itself after SIGTERM
-KILL_LIMIT_S = 5.0
+ABANDONED_LIMIT_S = 1.0  # for a PLC whose station has gone
 LAST_WORD_LIMIT_S = 5.0  # for its last messages to come through the broker
 BROKER_LIMIT_S = 10.0
 POLL_S = 0.05
-LOG_LINES_SHOWN = 6
-STATION = NodeId("demo", "line1", "edge")
-# Asks the kernel for SIGTERM when the thread that started us ends (PR_SET_PDEATHSIG), then becomes the daemon.
-# Popen's preexec_fn could do it, but is not safe beside threads.
-DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 DAEMON = (sys.executable, "-m", "edge", "run")
 
 log = logging.getLogger(__name__)
@@ -115,56 +110,16 @@ class EmbeddedBroker:
             await asyncio.wait_for(broker.shutdown(), BROKER_LIMIT_S / 2)
 
 
-class DaemonProcess:
-    """The device daemon as a child that does not outlive us, its log in a file.
-
-    It is a session of its own, so that Ctrl-C reaches only us and we end it in order.
-    """
-
-    def __init__(self, command: Sequence[str], config_file: Path, log_file: Path) -> None:
-        self.log_file = log_file
-        with log_file.open("ab") as sink:
-            self._child = subprocess.Popen(
-                [sys.executable, "-ISc", DIE_WITH_PARENT, *command, "--config", str(config_file)],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs."""
-        return self._child.poll()
-
-    def stop(self) -> bool:
-        """Ask it to end and wait. False: it had to be killed."""
-        if self._child.poll() is None:
-            self._child.terminate()
-        try:
-            self._child.wait(STOP_LIMIT_S)
-            return True
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait(KILL_LIMIT_S)
-            return False
-
-    def last_lines(self) -> str:
-        """The end of its log, indented."""
-        with self.log_file.open("rb") as file:
-            file.seek(max(0, self.log_file.stat().st_size - 8192))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-        return "\n".join(f"  {line}" for line in [x for x in lines if x.strip()][-LOG_LINES_SHOWN:])
-
-
 def demo(
     seconds: float | None,
     bundle: Path,
     seed: int,
     headless: bool = False,
     *,
+    line: bool = False,
     state: Path | None = None,
     command: Sequence[str] = DAEMON,
+    plc_command: Sequence[str] = PROGRAM,
 ) -> int:
     """Run a simulated line and show it until Ctrl-C.
 
@@ -173,11 +128,14 @@ def demo(
         bundle: the model bundle's folder.
         seed: of the simulated camera.
         headless: plain lines even on a terminal.
+        line: a simulated PLC triggers the parts; else each frame is one.
         state: folder that keeps outbox and log; None: a temporary one, kept only when something failed.
         command: what runs the daemon; `--config FILE` is added.
+        plc_command: what plays the PLC; its options are added.
 
     Returns:
-        0 when the daemon ended by itself in order with a ledger that balances, else 1.
+        0 when the daemon ended by itself in order with a ledger that balances, and the PLC has an answer to each of
+        its triggers; else 1.
 
     Raises:
         EdgeError: the demo's packages are not installed, or its folder cannot be written.
@@ -190,29 +148,33 @@ def demo(
         broker = EmbeddedBroker()
         cleanup.callback(broker.stop)
         mqtt = config.Mqtt(port=broker.port)
-        config_file = _write_config(folder, bundle, seed, mqtt)
+        config_file = write_config(folder, bundle, seed, mqtt, line=line)
         broker.start()
         subscriber = cleanup.enter_context(Subscriber(mqtt, Where(*STATION), output.heard))
         # The view listens before the daemon speaks, so it must come to hold every message from the first one on.
         if not _wait(lambda: subscriber.subscribed, BROKER_LIMIT_S):
             raise EdgeError(f"the embedded broker does not answer: {subscriber.link.text or 'no reason known'}")
-        daemon = DaemonProcess(command, config_file, folder / "daemon.log")
+        plc = SimulatedPlc(folder, plc_command) if line else None
+        if plc is not None:
+            cleanup.callback(plc.child.stop, ABANDONED_LIMIT_S)
+        daemon = ChildProcess([*command, "--config", str(config_file)], folder / "daemon.log")
         cleanup.callback(daemon.stop)
-        line = _Line(daemon, subscriber, output, signals, file, began_s)
-        if line.wait_for_first_verdict():
-            line.watch(seconds)
-        fine = line.stop()
+        running = _Line(daemon, plc, subscriber, output, signals, file, began_s)
+        if running.wait_for_first_verdict():
+            running.watch(seconds)
+        fine = running.stop()
     if fine and state is None:
         shutil.rmtree(folder, ignore_errors=True)
     return 0 if fine else 1
 
 
 class _Line:
-    """The running demo: daemon and view together."""
+    """The running demo: daemon, view and, where there is one, PLC together."""
 
     def __init__(
         self,
-        daemon: DaemonProcess,
+        daemon: ChildProcess,
+        plc: SimulatedPlc | None,
         subscriber: Subscriber,
         output: Output,
         signals: StopSignals,
@@ -220,6 +182,7 @@ class _Line:
         began_s: float,
     ) -> None:
         self._daemon = daemon
+        self._plc = plc
         self._subscriber = subscriber
         self._output = output
         self._signals = signals
@@ -229,10 +192,11 @@ class _Line:
 
     def wait_for_first_verdict(self) -> bool:
         """Whether there is one to look at."""
-        self._tell(f"starting a simulated line; its MQTT broker listens on {self._subscriber.link.address}")
-        judged = _wait(lambda: self._over() or bool(self._node().verdicts), FIRST_VERDICT_LIMIT_S)
-        self._in_time = judged
-        if not judged or self._over():
+        under = f" under a simulated PLC on {self._plc.port}" if self._plc is not None else ""
+        self._tell(f"starting a simulated line{under}; its MQTT broker listens on {self._subscriber.link.address}")
+        in_time = _wait(lambda: self._over() or self._has_verdict(), FIRST_VERDICT_LIMIT_S)
+        self._in_time = in_time
+        if not in_time or self._over():
             return False
         self._tell(f"first verdict after {time.monotonic() - self._began_s:.1f} s")
         return True
@@ -243,16 +207,19 @@ class _Line:
         self._show(lambda: self._over() or time.monotonic() > deadline_s)
 
     def stop(self) -> bool:
-        """End the daemon in order and say how it all added up. True: as it should be."""
+        """End PLC and daemon in order and say how it all added up. True: as it should be."""
         died = self._daemon.exit_code
+        plc_fault = self._stop_plc(ABANDONED_LIMIT_S if died is not None else STOP_LIMIT_S)
         asked_mono_ns = time.monotonic_ns()
-        in_order = self._daemon.stop()
-        if in_order and died is None:
+        in_order = self._daemon.stop(STOP_LIMIT_S)
+        if self._daemon.exit_code == 0:
             _wait(lambda: self._node().state == "offline", LAST_WORD_LIMIT_S)
         if isinstance(self._output, PlainLines) and self._file is not None:
             self._show(lambda: True)  # what came while the daemon was ending
         if died is not None:
             return self._complain(f"the inspection daemon ended by itself with exit code {died}")
+        if plc_fault and self._plc is not None:
+            return self._complain(plc_fault, self._plc.child)
         if not self._in_time:
             return self._complain(f"no verdict came within {FIRST_VERDICT_LIMIT_S:.0f} s")
         if not in_order:
@@ -260,6 +227,16 @@ class _Line:
         if self._daemon.exit_code:
             return self._complain(f"the inspection daemon ended with exit code {self._daemon.exit_code}")
         return self._settle(asked_mono_ns)
+
+    def _stop_plc(self, limit_s: float) -> str:
+        """End it first, so that every trigger finds a station that answers; what is wrong with it, "" for nothing."""
+        if self._plc is None:
+            return ""
+        died = self._plc.child.exit_code
+        in_order = self._plc.child.stop(limit_s)
+        if died is not None:
+            return f"the simulated PLC ended by itself with exit code {died}"
+        return "" if in_order else f"the simulated PLC did not end within {limit_s:.0f} s and was killed"
 
     def _show(self, ended: Callable[[], bool]) -> None:
         if not show(self._output, self._subscriber, ended):
@@ -271,16 +248,34 @@ class _Line:
             return self._complain("the inspection daemon ended without telling its last ledger")
         self._tell(ledger_sentence(health.ledger))
         self._tell(proof_sentence(proof))
-        return health.ledger.balanced or self._complain("the ledger does not balance")
+        if not health.ledger.balanced:
+            return self._complain("the ledger does not balance")
+        return self._plc is None or not self._has_verdict() or self._settle_plc(self._plc)
 
-    def _complain(self, what: str) -> bool:
+    def _settle_plc(self, plc: SimulatedPlc) -> bool:
+        """The PLC's own account: what a station says of itself proves little."""
+        account = plc.account()
+        if account is None:
+            return self._complain("the simulated PLC ended without telling its account", plc.child)
+        self._tell(account_sentence(account))
+        return account.is_good or self._complain("not every trigger was answered as it has to be", plc.child)
+
+    def _complain(self, what: str, child: ChildProcess | None = None) -> bool:
+        """`child`: whose log tells more; None: the daemon's."""
         self._file = None  # to standard error
-        log_file = self._daemon.log_file
-        self._tell(f"{what}; its log {log_file} ends with:\n{self._daemon.last_lines() or '  (nothing)'}")
+        child = child or self._daemon
+        self._tell(f"{what}; its log {child.log_file} ends with:\n{child.last_lines() or '  (nothing)'}")
         return False
 
     def _over(self) -> bool:
-        return self._signals.asked or self._daemon.exit_code is not None
+        plc_ended = self._plc is not None and self._plc.child.exit_code is not None
+        return self._signals.asked or self._daemon.exit_code is not None or plc_ended
+
+    def _has_verdict(self) -> bool:
+        """Whether a part was judged; of a triggered station losses are heard as well."""
+        node = self._node()
+        with self._subscriber.lock:
+            return any(node.verdicts[kind.value] for kind in VerdictKind)
 
     def _node(self) -> NodeView:
         with self._subscriber.lock:
@@ -311,59 +306,3 @@ def _make_folder(state: Path | None) -> Path:
             f"the demo's folder {state or tempfile.gettempdir()} cannot be made: {error.strerror}; "
             "choose another with --state"
         ) from error
-
-
-def _write_config(folder: Path, bundle: Path, seed: int, mqtt: config.Mqtt) -> Path:
-    """The site config of the simulated line, to be read and tried out by a curious user."""
-    text = f"""\
-# Written by the demo: a simulated line on this machine.
-[station]
-site = {_quoted(STATION.site)}
-line = {_quoted(STATION.line)}
-node = {_quoted(STATION.node)}
-
-[paths]
-state = {_quoted(str(folder / "state"))}
-bundle = {_quoted(str(bundle.resolve()))}
-{_recipe_line(folder, bundle)}
-[mqtt]
-host = {_quoted(mqtt.host)}
-port = {mqtt.port}
-
-[publish]
-health_s = 2.0
-
-[[camera]]
-source = "simulated"
-id = "top"
-seed = {seed}
-"""
-    path = folder / "edge.toml"
-    try:
-        path.write_text(text, "utf-8")
-        (folder / "daemon.log").touch()
-    except OSError as error:
-        raise EdgeError(
-            f"{error.filename} cannot be written: {error.strerror}; choose another folder with --state"
-        ) from error
-    return path
-
-
-def _recipe_line(folder: Path, bundle: Path) -> str:
-    """The bundle's recipe with drift judged by this line: drawn boards are no photographs of real ones.
-
-    Empty where the bundle's recipe cannot be read: the daemon will say so.
-    """
-    try:
-        own = recipe.load(bundle / "recipe.toml")
-        changed = msgspec.structs.replace(own, drift=msgspec.structs.replace(own.drift, baseline="line"))
-        path = folder / "recipe.toml"
-        path.write_text(recipe.dump(changed), "utf-8")
-    except (EdgeError, OSError):
-        return ""
-    return f"recipe = {_quoted(str(path))}\n"
-
-
-def _quoted(text: str) -> str:
-    """A TOML basic string; JSON's escapes are a subset of its own."""
-    return json.dumps(text, ensure_ascii=False)

@@ -93,9 +93,7 @@ def _counter_rows(line: event.LineHealth) -> list[Row]:
     said = f"{line.link.answered} said, " + (trouble or "no overrun, none late, all acknowledged, no garbage")
     return [
         row("to PLC", said, USEFUL, DOUBTFUL if trouble else ""),
-        row(
-            "no frame", printable(missed) or "none: every trigger had its frames", BOOKS, DOUBTFUL if missed else ""
-        ),
+        row("no frame", printable(missed) or "none: every trigger had its frames", BOOKS, DOUBTFUL if missed else ""),
     ]
 
 

@@ -71,8 +71,8 @@ def error_sentence(line: event.LineState) -> str:
 
 
 def recipe_name(line: event.LineState) -> str:
-    """The recipe in force, as people and as the PLC call it."""
-    return printable(f"{line.recipe} (number {line.recipe_number})")
+    """The recipe in force, as people and as the PLC call it; a single recipe need not have a number."""
+    return printable(line.recipe + (f" (number {line.recipe_number})" if line.recipe_number else ""))
 
 
 def link_words(state: str, detail: str) -> str:

@@ -19,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edge import config, event, ledger
 from edge.records import Loss, VerdictKind
+from tests.view import messages
 
 ADVICE = "Focus the lens, clean it, and check that the part is at rest when the frame is taken."
 
@@ -89,6 +90,17 @@ class FakeNode:
             stage_ms={"gate": 1.0, "detect": 9.0},
         )  # fmt: skip
 
+    def triggered_part(self) -> None:
+        """One part of a line under a PLC: every fifth lost, every third of the others bad."""
+        number = self.counts.triggers + 1
+        outcome = "deadline" if number % 5 == 0 else "NG" if number % 3 == 0 else "OK"
+        if outcome == "deadline":
+            self.counts = ledger.lost(self.counts, Loss.DEADLINE, 1)
+        else:
+            self.counts = ledger.judged(self.counts, VerdictKind(outcome))
+        self.durable(self.topics.part, messages.part(number, outcome))
+        self.live(self.topics.ledger, messages.books(number), retain=True)
+
     def health(self) -> mqtt.MQTTMessageInfo:
         outbox = event.OutboxCounts(
             depth=0, bytes=0, added=self._seq["o"], delivered=self._seq["o"], evicted_results=0, evicted_alarms=0,
@@ -128,7 +140,7 @@ def main() -> int:
     while time.monotonic() < limit_s and (not asked or misbehaviour == "deaf"):
         part += 1
         if misbehaviour != "silent":
-            node.part()
+            node.triggered_part() if settings.plc is not None else node.part()
         if part % 20 == 1 and misbehaviour != "no health":
             node.health()
         if part == 10 and misbehaviour == "dies later":

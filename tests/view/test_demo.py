@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge import config
+from edge import config, recipe
 from edge.errors import EdgeError
-from edge.view import demo
+from edge.view import demo, demo_config, demo_plc
 from edge.view.subscribe import Subscriber, Where
 from tests.brokers import wait_until
 from tests.flow.rig import PCB
@@ -31,15 +31,36 @@ if os.environ["FAKE_NODE"] in ("silent", "deaf"):
     demo.STOP_LIMIT_S, demo.FIRST_VERDICT_LIMIT_S = 2.0, 2.0 if os.environ["FAKE_NODE"] == "silent" else 60.0
 seconds = float(sys.argv[1]) if sys.argv[1] else None
 node = [sys.executable, "-m", "tests.view.fake_node"]
-sys.exit(demo.demo(seconds, Path("models/pcb"), 1, state=Path(sys.argv[2]) if sys.argv[2] else None, command=node))
+plc = os.environ.get("FAKE_PLC")
+sys.exit(
+    demo.demo(
+        seconds, Path("models/pcb"), 1, line=plc is not None, state=Path(sys.argv[2]) if sys.argv[2] else None,
+        command=node, plc_command=[sys.executable, "-c", plc or ""],
+    )
+)
 """
+# Stands for the simulated PLC: ends at SIGTERM and writes the report that it was asked for.
+FAKE_PLC = """
+import json, signal, sys
+report = {"sent": 9, "answered": {"NG": 3, "OK": 5}, "refused": {"OVERRUN": 1}, "unanswered": 0, "contradictions": [],
+          "answer_ms": {"count": 8, "p50": 41.2, "p99": 66.0, "p99.9": 71.3, "max": 88.1}, "more": 1}
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+print("the PLC speaks", flush=True)
+while not asked:
+    signal.sigtimedwait([], 0.05)
+"""
+WRITE = "open(sys.argv[sys.argv.index('--report') + 1], 'w').write(json.dumps(report))\n"
 
 
-def start(seconds: float | None, state: Path | None, misbehaviour: str = "", **more: object) -> subprocess.Popen[str]:
+def start(
+    seconds: float | None, state: Path | None, misbehaviour: str = "", plc: str | None = None, **more: object
+) -> subprocess.Popen[str]:
+    under = {} if plc is None else {"FAKE_PLC": plc}
     return subprocess.Popen(
         [sys.executable, "-c", DEMO, str(seconds or ""), str(state or "")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "FAKE_NODE": misbehaviour}, **more,
+        env={**os.environ, "FAKE_NODE": misbehaviour, **under}, **more,
     )  # type: ignore[call-overload]  # fmt: skip
 
 
@@ -108,6 +129,82 @@ def test_what_goes_wrong_is_said_with_the_log(
     assert not left_over(tmp_path), "the node does not outlive the demo"
 
 
+def test_under_a_plc_its_own_account_is_told_last(tmp_path: Path) -> None:
+    child = start(0.6, tmp_path, plc=FAKE_PLC + WRITE)
+    out, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith(
+        f"starting a simulated line under a simulated PLC on {tmp_path / 'plc'}; its MQTT broker"
+    )
+    assert any(re.search(r"edge part \d+ serial P\d+ trigger \d+ deadline, PLC told FAIL", line) for line in lines)
+    assert re.fullmatch(r"messages 1\.\.(\d+): all \1 held, no gap", lines[-2])
+    assert lines[-1] == (
+        "the PLC: 9 triggers, 8 answered (NG 3, OK 5), 1 refused (OVERRUN 1), 0 unanswered; "
+        "p50 41.2 ms, p99 66.0, max 88.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plc", "wanted", "reason"),
+    [
+        (
+            "import sys; sys.exit('no pty here')",
+            ["PLC ended by itself with exit code 1", "no pty here"],
+            "cannot start",
+        ),
+        (FAKE_PLC + "report['unanswered'] = 2\n" + WRITE, ["2 unanswered", "not every trigger"], "the one promise"),
+        (
+            FAKE_PLC + "report['contradictions'] = ['trigger 3: OK, then NG']\n" + WRITE,
+            ["1 CONTRADICTIONS: trigger 3: OK, then NG", "not every trigger"],
+            "two words for one part",
+        ),
+        (FAKE_PLC, ["ended without telling its account", "the PLC speaks"], "no report is no proof"),
+    ],
+)
+def test_what_goes_wrong_with_the_plc_is_said(tmp_path: Path, plc: str, wanted: list[str], reason: str) -> None:
+    child = start(0.3, tmp_path, plc=plc)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 1, reason
+    for text in wanted:
+        assert text in out + err, f"{reason}: {text!r} not in {out + err!r}"
+    assert str(tmp_path / "plc.log") in err, "where to read on"
+    assert "Traceback" not in err
+    assert not left_over(tmp_path), "the node does not outlive the demo"
+
+
+@pytest.mark.skipif(not (PCB / "manifest.json").exists(), reason=f"there is no bundle {PCB}")
+def test_a_line_with_the_real_daemon_under_the_real_simulator(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edge", "demo", "--line", "--seconds", "2", "--bundle", str(PCB), "--state", tmp_path],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    out, err = child.communicate(timeout=90)
+    assert child.returncode == 0, err
+    ledger, proof, account = out.splitlines()[-3:]
+    triggers = re.match(r"triggers (\d+) = .*: balanced$", ledger)
+    told = re.match(
+        r"the PLC: (\d+) triggers, (\d+) answered \(.*\)(, \d+ refused \(.*\))?, 0 unanswered; p50 ", account
+    )
+    assert triggers is not None, ledger
+    assert told is not None, account
+    assert triggers[1] == told[1], "each counts the same triggers"
+    assert int(told[1]) >= 3, "two a second"
+    assert re.fullmatch(r"messages 1\.\.(\d+): all \1 held, no gap", proof)
+    assert len(re.findall(r"edge part \d+ serial P\d{6} trigger \d+ (OK|NG|REVIEW|RETAKE) ", out)) >= 2, out
+    assert "line Ready, recipe pcb" in out
+
+
+@pytest.mark.parametrize("report", [b"", b"{", b"[1]", b"\xff", b'{"sent": 3}'])
+def test_an_account_that_cannot_be_read_is_none(tmp_path: Path, report: bytes) -> None:
+    (tmp_path / "plc.json").write_bytes(b'{"sent": 3, "of": "a run before"}')
+    plc = demo_plc.SimulatedPlc(tmp_path, ["true"])
+    assert plc.account() is None, "nothing is left of the run before"
+    (tmp_path / "plc.json").write_bytes(report)
+    assert plc.account() is None
+    plc.child.stop()
+
+
 def test_its_temporary_folder_goes_when_all_is_well_and_stays_when_not(tmp_path: Path) -> None:
     for misbehaviour, kept in (("", 0), ("dies at once", 1)):
         child = subprocess.Popen(
@@ -150,12 +247,23 @@ def test_a_reader_that_leaves_early_does_not_disturb_the_end(tmp_path: Path) -> 
 def test_the_written_config_can_be_read_and_edited(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    settings = config.load(demo._write_config(folder, Path("models/pcb"), 7, config.Mqtt(port=4711)))
+    settings = config.load(demo_config.write_config(folder, Path("models/pcb"), 7, config.Mqtt(port=4711)))
     assert settings.paths.state == str(folder / "state")
     assert settings.paths.bundle == str(Path("models/pcb").resolve())
-    assert (settings.mqtt.port, settings.station.node) == (4711, demo.STATION.node)
+    assert (settings.mqtt.port, settings.station.node) == (4711, demo_config.STATION.node)
     assert isinstance(settings.camera[0], config.SimulatedCamera)
     assert settings.camera[0].seed == 7
+
+
+def test_the_config_of_a_line_under_a_plc_gives_every_moment_a_frame(tmp_path: Path) -> None:
+    settings = config.load(demo_config.write_config(tmp_path, Path("models/pcb"), 7, config.Mqtt(port=4711), line=True))
+    camera = settings.camera[0]
+    assert settings.plc == config.Plc(port=str(tmp_path / "plc"))
+    assert isinstance(camera, config.SimulatedCamera)
+    assert 1000 / camera.fps / 2 < camera.window_ms, "a trigger between two frames has one within its window"
+    loaded = recipe.load(tmp_path / "recipe.toml")
+    assert loaded.takt_time_ms == loaded.answer_ms == 1000 / demo_plc.RATE
+    assert camera.window_ms < loaded.takt_time_ms / 2, "and not one that could be its neighbour's"
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

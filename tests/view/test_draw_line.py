@@ -67,8 +67,8 @@ def assert_shown(wanted: str, lines: list[str], reason: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("alarms", [0, 1, 9])
-@pytest.mark.parametrize("parts", [0, 1, 5, 40])
+@pytest.mark.parametrize("alarms", [0, 9])
+@pytest.mark.parametrize("parts", [0, 5, 40])
 def test_fits_every_size(size, alarms, parts) -> None:
     lines = render(triggered_view(parts, alarms), size=size)
     assert len(lines) >= size[1] - 1 or size[1] < 24, "and fills it"
@@ -89,7 +89,7 @@ def test_fits_every_size(size, alarms, parts) -> None:
         ("parts, newest first", "they are no verdicts alone"),
         ("time         part serial  trigger outcome", "columns have a head"),
         ("#40 P000040      40 NG ", "serial and trigger of the newest"),
-        ("top: short with co", "the first reason"),
+        ("top: short", "the first reason"),
     ],
 )
 def test_shows_what_matters_on_any_terminal(size, wanted, reason) -> None:
@@ -246,6 +246,7 @@ def test_lines_with_and_without_triggers_share_a_picture() -> None:
             "aoi part 7 serial P000007 trigger 7 deadline, PLC told FAIL, 41.2 ms: no time; missing: side, top",
         ),
         (TOPICS.line_state, line(), "aoi line Ready, recipe pcb-a (number 2), PLC connected"),
+        (TOPICS.line_state, line(number=0), "aoi line Ready, recipe pcb-a, PLC connected"),
         (
             TOPICS.line_state,
             line(False, "challenge.missed", "silent", "since 3 s", [master("M1", "missed"), master("M2")]),
