@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from edge.admission import Admission
 from edge.capture.ring import FrameRing
 from edge.clock import Clock
-from edge.config import Config
+from edge.config import Challenge, Config
 from edge.errors import ConfigError
 from edge.event import Topics
 from edge.fronts import Triggered
@@ -27,9 +27,11 @@ from edge.recipe import Recipe
 from edge.recipes import hash_of
 from edge.records import Frame
 from edge.serving import Product, decisive_confidence
+from edge.settings import did_you_mean
 from edge.station import Station
 
 WARM_UP, WARM_UP_BOOKS = 3, 4  # frames of each recipe, and recipes
+FRAMES_A_PART = 4  # kept of each camera for every part that may wait, and for the one in hand
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,16 @@ def make_line(
     """Build it; nothing is started. Of the config [plc] must be there.
 
     Raises:
-        ConfigError: there is no [plc].
+        ConfigError: there is no [plc], or a master has a defect that the bundle does not know.
     """
     if config.plc is None:
         raise ConfigError("the config", ["plc: missing; it must be given: a table"])
+    _check_masters(config.challenge, product.classes)
     cameras = [camera.id for camera in config.camera]
     memory = Memory(Path(config.paths.state) / MEMORY)
     desk = Desk(config.plc.queue, product.recipes.numbers, recipe_at_start(product.recipes, memory).number, on_trigger)
     books = {recipe.number: _book(recipe, product, cameras, clock) for recipe in product.recipes.recipes}
-    ring = FrameRing(cameras, clock_ns=clock.mono_ns)
+    ring = FrameRing(cameras, FRAMES_A_PART * (config.plc.queue + 1), clock.mono_ns)
     admission = Admission(_longest_ns(books.values(), product, clock), settle_prior_ns=0)
     pairers = {settings.id: Pairer(settings) for settings in config.camera}
     gatherer = Gatherer(ring, pairers, admission, clock, meanwhile, holds=product.artifact.runtime == "paddlelite")
@@ -73,6 +76,15 @@ def make_line(
     link = make_link(config.plc, desk, clock, care.answered, care.late, config.output)
     care.link = link.status
     return Made(Triggered(line, care, ring, station, admission), care, desk, link)
+
+
+def _check_masters(challenge: Challenge | None, classes: Sequence[str]) -> None:
+    """A master with a defect that nothing can find would be missed for ever."""
+    named = {master.defect for master in challenge.master if master.defect is not None} if challenge else set()
+    unknown = sorted(named.difference(classes))
+    if unknown:
+        hints = [f"`{name}` is no class of this bundle, {did_you_mean(name, classes)}" for name in unknown]
+        raise ConfigError("the config", [f"challenge.master: defect: {hint}" for hint in hints])
 
 
 def _book(recipe: Recipe, product: Product, cameras: list[str], clock: Clock) -> Book:

@@ -275,7 +275,7 @@ class LineCare:
             answered=status.answered,
             overruns=status.overruns,
             late=status.late,
-            unacknowledged=status.unacknowledged,
+            unacknowledged=status.unacknowledged + self._desk.forgotten,
             garbage=status.garbage,
         )
         return LineHealth(

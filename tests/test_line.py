@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edge import event
-from edge.config import Challenge, Master
-from edge.errors import EdgeError
+from edge.config import Challenge, Config, Master, Plc, SimulatedCamera
+from edge.errors import ConfigError, EdgeError
 from edge.line import PAIRS_TO_TRUST
+from edge.line_assembly import make_line
 from edge.part import Say
 from edge.plc.desk import Refusal
 from tests.fakes import FakeClock, decoded
@@ -455,3 +457,12 @@ def test_a_frame_is_judged_by_the_limits_of_the_triggers_recipe(make: Make, reci
     rig.desk.set_recipe(3 - recipe)
     answer = rig.part(picture(sharp=False), picture(sharp=False), recipe=recipe)
     assert answer is not None and answer.say is say
+
+
+def test_a_master_whose_defect_no_model_can_find_is_refused_at_the_start() -> None:
+    """It would be missed each time, and parts held back for ever."""
+    master = Challenge(master=[Master(serial="M1", defect="shrt")])
+    config = Config(camera=[SimulatedCamera(id="cam1")], plc=Plc(port="/dev/plc"), challenge=master)
+    product = SimpleNamespace(classes=("open", "short"))
+    with pytest.raises(ConfigError, match="`shrt` is no class of this bundle, did you mean `short`"):
+        make_line(config, product, *[None] * 7)  # type: ignore[arg-type]

@@ -230,7 +230,7 @@ class Outputs:
         """Pulses that were not given, by cause; `line` for those whose line could not be set."""
         total = Counter(self._failed)
         for schedule in self._schedules:
-            total.update(schedule.dropped)
+            total.update(dict(schedule.dropped))  # a copy in one step: the link's thread goes on counting
         return dict(total)
 
     def _is_own(self, output: Output) -> bool:
