@@ -25,11 +25,11 @@ from edge.config import Camera, Config, config_hash
 from edge.errors import DEBUG_VARIABLE, ConfigError, EdgeError, GenealogyError, OutboxError, UsageError
 from edge.event import Books, CameraState, Info, LedgerCounts, Response, State, Topics
 from edge.fronts import FreeRunning, Front
-from edge.genealogy import Genealogy
 from edge.keeping import open_kept, restore
 from edge.line_assembly import make_line
 from edge.line_care import LineCare, override
 from edge.outbox import Outbox
+from edge.plc.desk import Desk
 from edge.plc.link import Link
 from edge.publish import Publisher
 from edge.recipes import hash_of
@@ -90,7 +90,7 @@ class Daemon:
         self._down = down
         self._boot = secrets.token_hex(4)
         self._health_due_ns = self._look_due_ns = 0
-        self._desk_open = False
+        self._desk_open = self._old_rows = False
         self._told_books: tuple[LedgerCounts, int] | None = None
         self._watchdog_due_ns = 0
         self._watchdog_s = notify.watchdog_interval_s()
@@ -171,6 +171,7 @@ class Daemon:
         """How parts come: from the cameras alone, or as the PLC says."""
         self._link: Link | None = None
         self._care: LineCare | None = None
+        self._desk: Desk | None = None
         if self._config.plc is None:
             self._front: Front = FreeRunning(Intake(on_trigger=self._tally.add), self.station)
             return
@@ -261,10 +262,12 @@ class Daemon:
 
     def _open_desk(self, now_ns: int) -> None:
         """Ready for the PLC as soon as every camera delivers; a dead one does not keep the others from working."""
-        if self._care is None or self._desk_open:
+        if self._desk is None or self._desk_open:
             return
-        streaming = all(camera.status().state is CaptureState.STREAMING for camera in self._cameras)
-        if streaming or now_ns >= self._open_by_ns:
+        fired = {camera.id for camera in self._config.camera if camera.pairing == "counter"}  # silent before the first
+        states = {camera.status().camera: camera.status().state for camera in self._cameras}
+        deliver = all(state is CaptureState.STREAMING for camera, state in states.items() if camera not in fired)
+        if deliver or now_ns >= self._open_by_ns:
             self._desk_open = True
             self._desk.open()
 
@@ -286,6 +289,7 @@ class Daemon:
             self._watch_cameras()
             self._open_desk(now)
             self._front.tick()
+            self._prune()
             self.station.check_kept()
             self._tell_books()
         if now >= self._health_due_ns:
@@ -293,16 +297,19 @@ class Daemon:
             self.station.save()
             self._publisher.live(self._topics.health, self.station.health(self._front.health()))
             self.station.tell_drift()
-            if self._genealogy is not None:
-                self._prune(self._genealogy)
+            self._old_rows = self._genealogy is not None
         if self._watchdog_s and now >= self._watchdog_due_ns and self._all_alive():
             self._watchdog_due_ns = now + int(self._watchdog_s / 3 * 1e9)
             notify.watchdog()
 
-    def _prune(self, rows: Genealogy) -> None:
+    def _prune(self) -> None:
+        """Let old rows go, some at a time and while no part waits: it takes tens of milliseconds."""
+        if self._genealogy is None or not self._old_rows or (self._desk is not None and not self._desk.idle()):
+            return
         try:
-            rows.prune(self._clock.ts())
+            self._old_rows = self._genealogy.prune(self._clock.ts()) > 0
         except GenealogyError as error:
+            self._old_rows = False
             log.warning("old rows of the genealogy stay: %s", error)
 
     def _tell_books(self) -> None:

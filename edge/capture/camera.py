@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import zlib
 from collections.abc import Callable
@@ -247,6 +248,11 @@ def retry_pause_s(retry_s: float, failures: int) -> float:
 
 
 def stall_limit_s(settings: Camera) -> float:
-    """How long a camera may be silent: never less than three frames of one that is set to a slower pace."""
+    """How long a camera may be silent: never less than three frames of one that is set to a slower pace.
+
+    One that is fired by the line's trigger is silent for as long as no part comes: what it misses shows there.
+    """
+    if settings.pairing == "counter":
+        return math.inf
     fps = getattr(settings, "fps", None)
     return max(settings.stall_s, 3 / fps) if fps else settings.stall_s

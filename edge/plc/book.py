@@ -10,6 +10,7 @@ from typing import Any
 from edge.plc.players import Answered, Ask
 
 TIMES_KEPT = 1_000_000
+IDS_KEPT = 65_536
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Book:
     repeated_triggers: int = 0
     _entries: dict[int, Entry] = field(default_factory=dict)  # the newest of each number
     _open: dict[int, Entry] = field(default_factory=dict)
-    _ids: set[int] = field(default_factory=set)
+    _ids: dict[int, None] = field(default_factory=dict)  # the last ones heard
     _highest_id: int = 0
     out_of_order: int = 0
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=TIMES_KEPT))
@@ -175,7 +176,9 @@ class Book:
         if not result_id:  # nothing of it is on the station's disk
             return
         self.out_of_order += result_id <= entry.above or result_id in self._ids
-        self._ids.add(result_id)
+        self._ids[result_id] = None
+        if len(self._ids) > IDS_KEPT:
+            del self._ids[next(iter(self._ids))]
         self._highest_id = max(self._highest_id, result_id)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +87,7 @@ def _play(args: argparse.Namespace) -> int:
     elif not cable.is_in:
         raise PlcError(cable.problem)
     log = open(args.log, "w", encoding="utf-8", buffering=1) if args.log else None  # noqa: SIM115 - closed below
-    simulator = Simulator(_plan(args), cable, make_player(settings), log)
+    simulator = Simulator(_plan(args), cable, make_player(settings), log, _Wire(args.fire).fire)
     before = {number: signal.signal(number, lambda *_: simulator.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         report = simulator.run(lambda text: print(text, flush=True))
@@ -99,6 +101,21 @@ def _play(args: argparse.Namespace) -> int:
     if args.report:
         Path(args.report).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0 if is_good(report) else 1
+
+
+class _Wire:
+    """The output that fires cameras: a byte to the datagram socket of each."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def fire(self) -> None:
+        """Now. A camera that is not there, or does not take it, misses this one, as a real one would."""
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                self._socket.sendto(b"!", path)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -144,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--wait-ready", action="store_true", help="hold parts back while the station is not Ready")
     add("--pull", type=int, default=0, metavar="N", help="pull the cable so many times, at random")
     add("--garbage", type=float, default=0.0, metavar="RATE", help="pieces of garbage a second")
+    add("--fire", action="append", default=[], metavar="SOCKET",
+        help="a datagram socket that gets a byte with each trigger, for a camera that is fired")  # fmt: skip
     add("--first-number", type=int, default=1, help="of the triggers")
     add("--seed", type=int, default=1, help="of all that is random")
     add("--report", help="write the report to this file, as JSON")

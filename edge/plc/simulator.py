@@ -87,8 +87,21 @@ class Line:
 class Simulator:
     """One run of the simulated PLC. `run` may be called in a thread of its own; `stop` ends it from any thread."""
 
-    def __init__(self, plan: Plan, cable: Cable, player: Player, log: TextIO | None = None) -> None:
-        """`log`: gets a JSON line for each settled trigger."""
+    def __init__(
+        self,
+        plan: Plan,
+        cable: Cable,
+        player: Player,
+        log: TextIO | None = None,
+        fire: Callable[[], None] = lambda: None,
+    ) -> None:
+        """A run that has not begun.
+
+        Args:
+            log: gets a JSON line for each settled trigger.
+            fire: called with each trigger, as the output of a PLC that fires the cameras.
+        """
+        self._fire = fire
         self.book = Book()
         self.line = Line()
         self._plan, self._cable, self._player, self._log = plan, cable, player, log
@@ -234,6 +247,7 @@ class Simulator:
         period_ns = round(NS / plan.rate)
         held_up = now_ns - self._next_trigger_ns >= period_ns
         self._next_trigger_ns = (now_ns if held_up else self._next_trigger_ns) + period_ns
+        self._fire()
         self.book.ask(ask, time.monotonic_ns())
         self._player.trigger(ask)
 

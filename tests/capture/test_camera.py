@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -216,3 +217,7 @@ def test_an_empty_folder_is_told_and_read_once_it_fills(tmp_path: Path) -> None:
         assert "holds no image" in line.camera.status().detail
         write_images(tmp_path, 2)
         line.wait_frames(4)
+
+
+def test_a_camera_that_is_fired_is_not_stalled_while_no_part_comes() -> None:
+    assert stall_limit_s(SimulatedCamera(id="c", stall_s=0.1, pairing="counter")) == math.inf

@@ -22,6 +22,7 @@ class Station:
         budget_ms: trigger to answer at most. takt_ms: as the recipe says it; None: none.
         recipes: so many recipes, numbered from 1; 0: the bundle's own alone.
         stalling: the second camera stalls for 2 s every 20 s.
+        fired: the PLC fires the cameras, and their frames are paired by counter; else they run free.
     """
 
     cameras: int = 1
@@ -35,6 +36,7 @@ class Station:
     dialect: str = "ascii"
     recipes: int = 0
     stalling: bool = False
+    fired: bool = False
     defect_rate: float = 0.1
     more: str = ""  # of the config
 
@@ -45,13 +47,13 @@ def make_daemon(folder: Path, port: int, station: Station) -> Daemon:
         f'image_every_s = 1.0\n[runtime]\nprefer = "{station.runtime}"\n'
         f'[plc]\nport = "{folder / "plc"}"\ndialect = "{station.dialect}"\nqueue = {station.queue}\n{station.more}'
     )
-    daemon = Daemon(folder, port, _cameras(station), station.bundle, tables)
+    daemon = Daemon(folder, port, _cameras(folder, station), station.bundle, tables)
     text = daemon.config.read_text().replace("[paths]", f"[paths]\n{_recipes(folder, station)}")
     daemon.config.write_text(text)
     return daemon
 
 
-def _cameras(station: Station) -> str:
+def _cameras(folder: Path, station: Station) -> str:
     """Raw frames from a process each."""
     tables = []
     for i in range(1, station.cameras + 1):
@@ -59,13 +61,20 @@ def _cameras(station: Station) -> str:
             sys.executable, "-m", "tests.flow.frame_server", "--seed", str(i), "--fps", str(station.fps),
             "--size", str(station.size), "--defect-rate", str(station.defect_rate),
         ]  # fmt: skip
+        if station.fired:
+            command += ["--trigger", str(_socket(folder, i))]
         if station.stalling and i == 2:
             command += ["--stall-every", "20", "--stall-s", "2"]
         tables.append(
             f'[[camera]]\nid = "cam{i}"\nsource = "pipe"\ncommand = {json.dumps(command)}\nwidth = {station.size}\n'
-            f'height = {station.size}\nformat = "gray"\nstall_s = 5.0\nwindow_ms = 60.0\n'
+            f'height = {station.size}\nformat = "gray"\nstall_s = {3600 if station.fired else 5}\nwindow_ms = 60.0\n'
+            f'pairing = "{"counter" if station.fired else "time"}"\n'
         )
     return "\n".join(tables)
+
+
+def _socket(folder: Path, camera: int) -> Path:
+    return folder / f"cam{camera}.sock"
 
 
 def _recipes(folder: Path, station: Station) -> str:
@@ -95,6 +104,8 @@ class Plc:
     def start(self, **options: object) -> Plc:
         """`rate=5, seconds=3` stand for `--rate 5 --seconds 3`."""
         given = [text for key, value in options.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+        for camera in range(1, self.station.cameras + 1) if self.station.fired else ():
+            given += ["--fire", str(_socket(self.folder, camera))]
         self.process = subprocess.Popen(
             [
                 sys.executable, "-m", "edge.plc.simulate", "--link", str(self.folder / "plc"),

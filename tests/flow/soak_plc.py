@@ -29,7 +29,7 @@ def main() -> int:
     station = Station(
         cameras=options.cameras, fps=options.fps, bundle=options.bundle, runtime=options.runtime,
         budget_ms=options.budget_ms, takt_ms=1000 / options.rate, queue=options.queue, dialect=options.dialect,
-        recipes=3 if options.recipes else 0, stalling=options.stall,
+        recipes=3 if options.recipes else 0, stalling=options.stall, fired=options.fired,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="edge-plc-") as name, Broker(Path(name) / "broker") as broker:
         folder, client = Path(name), Client(broker.port)
@@ -63,6 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--queue", type=int, default=4)
     parser.add_argument("--dialect", default="ascii")
     parser.add_argument("--stall", action="store_true", help="camera 2 stalls for 2 s every 20 s")
+    parser.add_argument("--fired", action="store_true", help="the PLC fires the cameras")
     parser.add_argument("--pull", type=int, default=0, help="so many cable pulls")
     parser.add_argument("--garbage", type=float, default=0.0, help="pieces of garbage a second from the PLC")
     parser.add_argument("--recipes", action="store_true", help="another recipe at every tenth part")

@@ -127,6 +127,20 @@ def test_a_cable_that_is_pulled_and_garbage_cost_no_answer(rig: Rig, dialect: st
     assert "Traceback" not in daemon.log()
 
 
+def test_fired_cameras_are_paired_by_count_also_when_triggers_overlap(rig: Rig) -> None:
+    """Twice as fast as two frames are judged: what is not refused by name has the frames of its own trigger."""
+    daemon, plc = rig.start(Station(cameras=2, fired=True, queue=2), rate=12, triggers=40)
+    assert plc.wait(TRIES_S + 30) == 0, plc.report()
+    assert daemon.stop() == 0, daemon.log()
+    rig.last_word()
+    assert disagreements(plc.answers(), rig.client, daemon.state) == []
+    judged = [part for part in rig.client.json("/edge/part") if len(part["looks"]) == 2]
+    assert len(judged) >= 5, plc.report()
+    for part in judged:  # each trigger fires both cameras once, refused ones too
+        first, second = (look["frame"] for look in part["looks"])
+        assert first == second, part
+
+
 def test_no_ok_without_its_row_whenever_the_daemon_is_killed(rig: Rig) -> None:
     kill_at_random(rig, times=3, seed=5)
 
