@@ -118,6 +118,9 @@ REASONS = {
     "anomaly": 3,
     **{f"gate.{cause.value}": number for number, cause in enumerate(Cause, 10)},
     **{loss.value: number for number, loss in enumerate(Loss, 20)},
+    "unknown_recipe": 25,
+    "no_frame": 30,
+    "challenge": 31,
 }
 OTHER_REASON = 99
 
