@@ -15,7 +15,7 @@ from edge.records import Frame
 
 SLICE_S = 0.1  # no wait is longer than this without a look at the stop flag and the rest of the house
 SLACK_NS = 2_000_000  # a thread that stood still gets its turn so soon after an inference
-HOLDS = 64  # inferences remembered
+HOLDS = 128  # inferences remembered
 
 
 @dataclass(frozen=True)

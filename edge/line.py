@@ -169,7 +169,9 @@ class Line:
         now_ns = self._clock.mono_ns()
         self._admission.add_settle(now_ns, now_ns - began_ns)
         for inspection in part.inspections:
+            began_ns = self._clock.mono_ns()
             self._station.afterwards(inspection)
+            self._gatherer.held(began_ns, self._clock.mono_ns())  # the drift watch has a model, too
         if looks.not_judged and self._desk.idle() and self._admission.wants_probe(now_ns):
             self._timed(looks.not_judged[0], book)  # only to measure: while parts are refused nothing else does
 

@@ -72,7 +72,7 @@ class AnomalyRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
 
 
 class DriftRecipe(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """How the stream of frames is watched for slow change; it never changes a verdict."""
+    """How the stream of frames is watched for slow change, the same in all recipes; it never changes a verdict."""
 
     use: bool = True
     baseline: Literal["bundle", "line"] = "bundle"  # line: learned anew from the first good frames of each camera

@@ -94,6 +94,11 @@ def _problems_of_set(recipes: Sequence[Recipe], cameras: Sequence[str]) -> list[
     problems += _twice(recipes, "name or part number", lambda recipe: {recipe.name, *recipe.part_numbers})
     if len(recipes) > MOST_RECIPES:
         problems.append(f"{len(recipes)} recipes are more than {MOST_RECIPES}")
+    problems += [
+        f"{x.name}: drift is not as in {recipes[0].name}: the stream of frames is watched as one, give all the same"
+        for x in recipes
+        if x.drift != recipes[0].drift
+    ]
     return problems + [problem for recipe in recipes for problem in _strange_cameras(recipe, cameras)]
 
 

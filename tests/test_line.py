@@ -466,3 +466,23 @@ def test_a_master_whose_defect_no_model_can_find_is_refused_at_the_start() -> No
     product = SimpleNamespace(classes=("open", "short"))
     with pytest.raises(ConfigError, match="`shrt` is no class of this bundle, did you mean `short`"):
         make_line(config, product, *[None] * 7)  # type: ignore[arg-type]
+
+
+def test_the_count_of_triggers_follows_the_ledger_where_a_power_cut_took_its_last_moments(
+    make: Make, tmp_path: Path
+) -> None:
+    rig = make()
+    rig.part(picture(), picture())
+    rig.kill()
+    (tmp_path / "triggers").unlink()
+    again = make(clock=rig.clock)
+    again.part(picture(), picture(), number=2)
+    assert again.station.counts.triggers == again.tally.count == 2
+
+
+def test_a_drift_watch_holds_stamps_up_as_an_inference_does(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make()
+    monkeypatch.setattr(rig.station, "afterwards", lambda _: rig.clock.advance(0.03))
+    rig.part(picture(), recipe=2)
+    held_ms = [(ended - began) / 1e6 for began, ended in rig.gatherer._holds]
+    assert held_ms == [5.0, 30.0]

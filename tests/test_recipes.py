@@ -68,6 +68,11 @@ def test_recipes_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         ({"a": 'number = 1\n[detect]\nclasses = ["opem"]'}, "a.toml: detect: classes: `opem` is no class", "a slip"),
         ({"a": "number = 1\n[detect]\nregion = [0.5, 0, 0.6, 1]"}, "region [0.5, 0, 0.6, 1] reaches out", "too wide"),
         ({"a": "number = 1\ntakt_time_ms = 10\nanswer_ms = 200"}, "more than 16 takt times", "parts would pile up"),
+        (
+            {"a": 'name = "a"\nnumber = 1', "b": 'name = "b"\nnumber = 2\n[drift]\nuse = false'},
+            "b: drift is not as in a",
+            "that of the first alone would count",
+        ),
         ({}, "it holds no recipe", "an empty folder"),
     ],
 )
