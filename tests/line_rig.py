@@ -114,6 +114,7 @@ class LineRig:
         self.stopping = False
         self.answers: list[Answer] = []
         self._frames = {camera: 0 for camera in CAMERAS}
+        self.shot: dict[tuple[str, int], Frame] = {}  # every frame of this run by camera and number
         self.tally = Tally(folder / "triggers")
         self.outbox = Outbox(folder / "outbox.db", 50_000_000, "boot", self.clock)
         self.store = FullStore(self.outbox)
@@ -176,7 +177,8 @@ class LineRig:
         self._frames[camera] += 1
         at_ns = self.clock.mono_ns() + int(after_ms * 1e6)
         number = self._frames[camera]
-        self.ring.due.append(Frame(image, camera, number, at_ns, self.clock.ts(), f"{number}.png"))
+        self.shot[camera, number] = Frame(image, camera, number, at_ns, self.clock.ts(), f"{number}.png")
+        self.ring.due.append(self.shot[camera, number])
 
     def part(self, *images: Image, number: int = 1, serial: str = "S1", recipe: int = 0) -> Answer | None:
         """Trigger, a frame of each camera, one turn; the answer."""

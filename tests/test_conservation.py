@@ -17,14 +17,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge.genealogy import FIRST_HASH, GenealogyReader, fault
-from edge.part import Say
+from edge.part import Answer, Say
 from edge.plc.desk import Refusal
 from tests.fakes import FakeClock
 from tests.line_rig import BAD, BROKEN, CAMERAS, DOUBTFUL, GOOD, RECIPES, LineRig, picture
 
 SHOWS = st.sampled_from([GOOD, GOOD, GOOD, BAD, DOUBTFUL, BROKEN])
-NEEDED = {1: ("cam1", "cam2"), 2: ("cam1",), 3: ("cam1",)}  # cameras without which no part of a recipe passes
+# Cameras without which no part of a recipe passes.
+NEEDED = {1: ("cam1", "cam2"), 2: ("cam1",), 3: ("cam1",), 4: ("cam1",)}
 NAMES = {recipe.number: recipe.name for recipe in RECIPES.recipes}
+WANT_SHARP = (1,)  # recipes whose gate refuses a frame without detail
+WINDOW_NS = 50_000_000
 ENOUGH_FAULTS = 8  # in a row and the process would start over, which is another test
 
 
@@ -37,13 +40,12 @@ class Station(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.number = self.offered = self.accepted = self.refused = self.killed = self.broken = 0
         self.said: list[tuple[int, Say]] = []  # result id, word; over all runs
-        self.shown: dict[tuple[int, str], int] = {}  # trigger, camera -> what the frame shows
         self.recipe_of: dict[int, int] = {}
 
     @initialize()
     def start(self) -> None:
         self.rig = LineRig(self.folder, self.clock)
-        self.told = 0
+        self.told, self.used = 0, set[tuple[str, int]]()
 
     def teardown(self) -> None:
         self.rig.store.full = False
@@ -53,7 +55,7 @@ class Station(RuleBasedStateMachine):
         self.check_files()
         shutil.rmtree(self.folder)
 
-    @rule(recipe=st.sampled_from([0, 0, 0, 1, 2, 3, 9]), same_moment=st.booleans())
+    @rule(recipe=st.sampled_from([0, 0, 0, 1, 2, 3, 4, 9]), same_moment=st.booleans())
     def trigger(self, recipe: int, same_moment: bool) -> None:
         if not same_moment:
             self.clock.advance(0.12)
@@ -131,7 +133,7 @@ class Station(RuleBasedStateMachine):
     def again(self) -> None:
         recipe = self.rig.desk.signals().recipe
         self.rig = LineRig(self.folder, self.clock)
-        self.told = 0
+        self.told, self.used = 0, set[tuple[str, int]]()
         assert self.rig.station.counts.balanced and recipe in NAMES
 
     def note_answers(self) -> None:
@@ -141,16 +143,23 @@ class Station(RuleBasedStateMachine):
             wanted = self.recipe_of[answer.trigger.number]
             assert answer.trigger.recipe == wanted
             if answer.result_id:
-                self.check_row(answer.result_id, answer.say, wanted)
+                self.check_row(answer, wanted)
             else:
                 assert answer.say is Say.FAIL, "what is not on the disk is not OK"
 
-    def check_row(self, part: int, say: Say, recipe: int) -> None:
-        row = self.rig.rows.find(part=part)[-1]
+    def check_row(self, answer: Answer, recipe: int) -> None:
+        row = self.rig.rows.find(part=answer.result_id)[-1]
         body = row.content
-        if say is Say.OK:
+        if answer.say is Say.OK:
             assert row.outcome == "OK" and row.kind == "part"
             assert set(body["cameras"]) >= set(NEEDED[recipe])
+        for camera, look in body["cameras"].items():
+            frame = self.rig.shot[camera, look["frame"]]
+            assert abs(frame.captured_mono_ns - answer.trigger.at_mono_ns) <= WINDOW_NS, "the frame of another part"
+            assert (camera, frame.number) not in self.used, "a frame shows one part"
+            self.used.add((camera, frame.number))
+            if answer.say is Say.OK:
+                assert frame.image[0, 0] == GOOD and (frame.image.std() > 20 or recipe not in WANT_SHARP)
         if recipe in NAMES and row.kind == "part" and body["recipe"]:
             assert body["recipe"] == NAMES[recipe], "a verdict by the wrong recipe"
 

@@ -418,6 +418,8 @@ def test_parts_that_come_too_close_are_one_alarm_until_they_do_no_more(make: Mak
 def test_only_what_had_no_frame_is_counted_as_that(make: Make) -> None:
     rig = make()
     rig.part(picture(takes_ms=120), picture())  # the second is not judged: no time was left
+    (message,) = parts(rig)
+    assert message["missing"] == {"cam2": "no time was left for 1 of 2 frames"} and len(message["looks"]) == 1  # type: ignore[arg-type]
     rig.part(picture(BROKEN), picture(), number=2)
     assert rig.line.no_frame == {}
 
