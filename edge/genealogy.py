@@ -12,7 +12,6 @@ import logging
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +25,24 @@ from edge.config import GenealogySettings
 from edge.errors import GenealogyDamagedError, GenealogyError
 from edge.event import GenealogyCounts
 from edge.part import Part
+from edge.sqlite_file import (
+    REMEDIES,
+    UnusableFileError,
+    check_header,
+    check_pages,
+    explained,
+    is_about_content,
+    is_new,
+    move_aside,
+    transaction,
+    write_ahead,
+)
 
 log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x65644745  # "edGE" in the header of the file: says that it is ours
 VERSION = 1
+OURS_IS = (APPLICATION_ID, VERSION, "a genealogy")
 
 # `begin` and `prune` are the chain's own; void, late and override say something of a part's row that stands before.
 ABOUT_A_PART = ("void", "late", "override")
@@ -67,10 +79,6 @@ PRAGMA user_version={VERSION};
 COMMIT;
 """
 FIELDS = "n, kind, ts, part, serial, outcome, body, hash"
-
-
-class _UnusableError(Exception):
-    """The file is not a genealogy of ours, or damaged."""
 
 
 class Genealogy:
@@ -303,7 +311,7 @@ class Genealogy:
         try:
             return work()
         except sqlite3.Error as error:
-            if _is_about_content(error):
+            if is_about_content(error):
                 self._replace(error)
             elif "full" in str(error) and self._db is not None:
                 with contextlib.suppress(sqlite3.Error):  # folded into the file, the log is used from its start again
@@ -322,7 +330,7 @@ class Genealogy:
         if len(body) > MOST_BYTES:
             raise GenealogyError(f"a row of {len(body)} bytes is too long for the genealogy: at most {MOST_BYTES}")
         digest = link(self._hash, body)
-        with _transaction(db):
+        with transaction(db):
             row = (n, *columns(msgspec.json.decode(body)), body, digest)
             db.execute(f"INSERT INTO row ({FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             if remove_through:
@@ -364,7 +372,7 @@ class Genealogy:
         """Errors of the file in words for the operator."""
         try:
             yield
-        except (sqlite3.Error, OSError, _UnusableError) as error:
+        except (sqlite3.Error, OSError, UnusableFileError) as error:
             raise _failure(self._path, what, error) from error
 
     # Opening.
@@ -376,8 +384,8 @@ class Genealogy:
         if self._db is None:
             try:
                 self._open()
-            except (_UnusableError, sqlite3.DatabaseError) as error:
-                if not _is_about_content(error):
+            except (UnusableFileError, sqlite3.DatabaseError) as error:
+                if not is_about_content(error):
                     raise
                 self._replace(error)
         if self._db is None:
@@ -387,23 +395,23 @@ class Genealogy:
     def _replace(self, why: Exception) -> None:
         """Set the file aside and begin a new chain, whose first row names the old file and its head."""
         self._drop()
-        target = self._move_aside()
+        target = move_aside(self._path, self._clock.ts())
         self.set_aside = str(target)
         log.error("the genealogy %s is unusable (%s): set aside as %s", self._path, why, target)
         rows, head = _head_of(target)
         self._open({"follows": target.name, "follows_rows": rows, "follows_head": head, "why": str(why)[:MOST_TEXT]})
 
     def _open(self, beginning: Mapping[str, Any] | None = None) -> None:
-        _check_header(self._path)
+        check_header(self._path)
         db = sqlite3.connect(self._path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
         try:
             db.text_factory = _lenient
-            is_new = _check_ours(db, self._path)
-            if db.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
-                raise sqlite3.OperationalError("its file system has no write-ahead log")
-            db.execute("PRAGMA synchronous=FULL")
+            empty = is_new(db, *OURS_IS)
+            if not empty and self._path.stat().st_size <= QUICK_CHECK_BYTES:
+                check_pages(db)
+            write_ahead(db)
             db.execute(f"PRAGMA journal_size_limit={LOG_BYTES}")
-            if is_new:
+            if empty:
                 db.executescript(SCHEMA)
             self._first, self._n, self._hash = _prove_tail(db)
             self._db = db
@@ -419,16 +427,6 @@ class Genealogy:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
         self._db = None
-
-    def _move_aside(self) -> Path:
-        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self._clock.ts()))
-        stem, suffix, n = self._path.stem, self._path.suffix, 0
-        while (target := self._path.with_name(f"{stem}.corrupt-{moment}{f'-{n}' if n else ''}{suffix}")).exists():
-            n += 1
-        for tail in ("-wal", "-shm", ""):  # the file itself last: cut off in between, it is found damaged again
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{self._path}{tail}", f"{target}{tail}")
-        return target
 
 
 # Rows of parts that no void row stands against.
@@ -518,7 +516,7 @@ class GenealogyReader:
     def _failing(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, _UnusableError) as error:
+        except (sqlite3.Error, OSError, UnusableFileError) as error:
             raise _failure(self._path, "be read", error) from error
 
     def _open(self) -> sqlite3.Connection:
@@ -538,8 +536,8 @@ class GenealogyReader:
             db.text_factory = _lenient
             db.execute("PRAGMA query_only=ON")
             db.execute("BEGIN")
-            if _check_identity(db):
-                raise _UnusableError("it is empty")
+            if is_new(db, *OURS_IS):
+                raise UnusableFileError("it is empty")
             return db
         except BaseException:
             db.close()
@@ -558,19 +556,6 @@ def _lenient(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # some errors roll back by themselves
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-        raise
-
-
 def _prove_tail(db: sqlite3.Connection) -> tuple[int, int, str]:
     """Number of the oldest row, number and hash of the newest; zeros without any. Raises where the end is broken."""
     rows = [Row(*row) for row in db.execute(f"SELECT {FIELDS} FROM row ORDER BY n DESC LIMIT {TAIL}")][::-1]
@@ -580,46 +565,10 @@ def _prove_tail(db: sqlite3.Connection) -> tuple[int, int, str]:
     for row, n in zip(rows, range(rows[0].n, rows[0].n + len(rows)), strict=True):
         wrong = f"row {n} is missing" if row.n != n else fault(row, before) if before is not None else ""
         if wrong:
-            raise _UnusableError(wrong)
+            raise UnusableFileError(wrong)
         before = row.hash
     (first,) = db.execute("SELECT min(n) FROM row").fetchone()
     return first, rows[-1].n, rows[-1].hash
-
-
-def _check_header(path: Path) -> None:
-    """Refuse a format version in which SQLite would open the file, but read-only."""
-    try:
-        with open(path, "rb") as file:
-            header = file.read(100)
-    except OSError:
-        return  # not there yet, or not to be opened: SQLite will say
-    if len(header) == 100 and max(header[18], header[19]) > 2:
-        raise _UnusableError("damaged: its header names a format that does not exist")
-
-
-def _check_identity(db: sqlite3.Connection) -> bool:
-    """Whether the file is empty and still to be laid out; raises when it is not a genealogy."""
-    (application_id,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if not tables and not application_id:
-        return True
-    if application_id != APPLICATION_ID:
-        raise _UnusableError("a database of another program")
-    if version != VERSION:
-        raise _UnusableError(f"a genealogy of version {version}, this program has version {VERSION}")
-    return False
-
-
-def _check_ours(db: sqlite3.Connection, path: Path) -> bool:
-    """As `_check_identity`, and the file itself as far as a start can wait for it."""
-    if _check_identity(db):
-        return True
-    if path.stat().st_size <= QUICK_CHECK_BYTES:
-        found = db.execute("PRAGMA quick_check(1)").fetchone()
-        if found != ("ok",):
-            raise _UnusableError(f"damaged: {found[0]}")
-    return False
 
 
 def _head_of(path: Path) -> tuple[int, str]:
@@ -631,33 +580,15 @@ def _head_of(path: Path) -> tuple[int, str]:
         return 0, ""
 
 
-def _is_about_content(error: Exception) -> bool:
-    """Whether the file is the trouble; otherwise it is the moment (locked, read-only, full) or a second writer."""
-    if isinstance(error, sqlite3.OperationalError):
-        return any(sign in str(error) for sign in ("unsupported file format", "no such table", "no such column"))
-    return type(error) in (sqlite3.DatabaseError, _UnusableError)
+_REMEDIES = {
+    **REMEDIES,
+    "locked": "another edge process writes to it, stop that one first",
+    "UNIQUE": "another edge process writes to it, stop that one first",
+    "malformed": "the service sets a damaged file aside and begins a new one; keep the old one for an audit",
+    "not a database": "the service sets a damaged file aside and begins a new one; keep it for an audit",
+}
 
 
 def _failure(path: Path, what: str, error: Exception) -> GenealogyError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    folder = path.parent
-    if folder.is_dir() and not os.access(folder, os.W_OK) and what != "be read":  # SQLite calls it an I/O error
-        reason = f"the folder {folder} is readonly here"
-    kind = GenealogyDamagedError if _is_about_content(error) else GenealogyError
-    return kind(f"the genealogy {path} cannot {what}: {reason}; {_remedy(reason)}")
-
-
-def _remedy(reason: str) -> str:
-    for sign, remedy in (
-        ("full", "free space on that disk; it goes on by itself as soon as there is room"),
-        ("locked", "another edge process writes to it, stop that one first"),
-        ("UNIQUE", "another edge process writes to it, stop that one first"),
-        ("readonly", "let the service's user write there, and check that the disk is not mounted read-only"),
-        ("malformed", "the service sets a damaged file aside and begins a new one; keep the old one for an audit"),
-        ("not a database", "the service sets a damaged file aside and begins a new one; keep it for an audit"),
-        ("closed", "the service is stopping"),
-        ("I/O error", "check the disk and its cable (dmesg), and that it is not full"),
-    ):
-        if sign in reason:
-            return remedy
-    return "check that the folder exists, that this user can read and write there, and that the disk is healthy"
+    kind = GenealogyDamagedError if is_about_content(error) else GenealogyError
+    return kind(f"the genealogy {path} cannot {what}: {explained(path, error, _REMEDIES, what != 'be read')}")

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
@@ -29,6 +27,17 @@ from edge.clock import Clock
 from edge.errors import OutboxError
 from edge.event import Envelope, LedgerCounts, OutboxCounts, encode, stamp
 from edge.files import write_whole
+from edge.sqlite_file import (
+    UnusableFileError,
+    check_header,
+    check_pages,
+    explained,
+    is_about_content,
+    is_new,
+    move_aside,
+    transaction,
+    write_ahead,
+)
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +110,6 @@ class _Books:
     depth: int = 0
     bytes: int = 0
     results_from: int = 0  # no RESULT row has a lower seq: spares the search for the oldest one
-
-
-class _UnusableError(Exception):
-    """The file is not an outbox of ours, or damaged."""
 
 
 class Outbox:
@@ -276,7 +281,7 @@ class Outbox:
 
     def _store(self, rows: Sequence[Row], drafts: Sequence[Draft], ledger: bytes, parts: int) -> None:
         old = self._books
-        with self._transaction():
+        with transaction(self._db):
             self._db.executemany(
                 "INSERT INTO message (seq, kind, retain, topic, payload) VALUES (?, ?, ?, ?, ?)",
                 [(r.seq, d.kind, r.retain, r.topic, r.payload) for r, d in zip(rows, drafts, strict=True)],
@@ -295,7 +300,7 @@ class Outbox:
         self._books = books
 
     def _deliver(self, seqs: Sequence[int]) -> None:
-        with self._transaction():
+        with transaction(self._db):
             sizes = self._delete(seqs)
             old = self._books
             books = replace(
@@ -349,7 +354,7 @@ class Outbox:
 
     def _trim(self) -> None:
         """A smaller quota than last time takes effect at the start; the write also shows whether it can write."""
-        with self._transaction():
+        with transaction(self._db):
             books = self._evict(self._books, self._books.last_seq + 1)
             self._save(books)
         if books.bytes < self._books.bytes:
@@ -363,18 +368,6 @@ class Outbox:
             (b.first_seq, b.last_seq, b.parts, b.added, b.delivered, b.evicted_results, b.evicted_alarms, b.refused,
              b.ledger),
         )  # fmt: skip
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # some errors roll back by themselves
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-            raise
 
     def _retrying(self, work: Callable[[], None]) -> None:
         """Do it; when the disk is full, once more with the write-ahead log begun anew from its start.
@@ -395,27 +388,27 @@ class Outbox:
     def _open_or_replace(self) -> tuple[sqlite3.Connection, _Books]:
         try:
             return self._open()
-        except (_UnusableError, sqlite3.DatabaseError) as error:
-            if not _is_about_content(error):
+        except (UnusableFileError, sqlite3.DatabaseError) as error:
+            if not is_about_content(error):
                 raise
-            self.set_aside = str(self._move_aside())
+            self.set_aside = str(move_aside(self._path, self._clock.ts()))
             log.error("the outbox %s is unusable (%s): set aside as %s", self._path, error, self.set_aside)
         try:
             return self._open()
-        except _UnusableError as error:  # a file that was just made
+        except UnusableFileError as error:  # a file that was just made
             raise sqlite3.OperationalError(str(error)) from error
 
     def _open(self) -> tuple[sqlite3.Connection, _Books]:
-        _check_header(self._path)
+        check_header(self._path)
         db = sqlite3.connect(self._path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
         try:
             # One process only: a second one is refused here. It also spares the shared-memory file.
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            is_new = _check_ours(db)
-            if db.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
-                raise sqlite3.OperationalError("its file system has no write-ahead log")
-            db.execute("PRAGMA synchronous=FULL")
-            if is_new:
+            empty = is_new(db, APPLICATION_ID, VERSION, "an outbox")
+            if not empty:
+                check_pages(db)
+            write_ahead(db)
+            if empty:
                 self._create(db)
             return db, _load(db)
         except BaseException:
@@ -429,57 +422,8 @@ class Outbox:
             log.warning("a new outbox is begun: numbers go on at %d, some before it may have been lost", seq + 1)
         db.execute("INSERT INTO books VALUES (1, ?, ?, ?, 0, 0, 0, 0, 0, NULL)", (seq + 1, seq, parts))
 
-    def _move_aside(self) -> Path:
-        moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self._clock.ts()))
-        stem, suffix, n = self._path.stem, self._path.suffix, 0
-        while (target := self._path.with_name(f"{stem}.corrupt-{moment}{f'-{n}' if n else ''}{suffix}")).exists():
-            n += 1
-        for tail in ("-wal", "-shm", ""):  # the file itself last: cut off in between, it is found damaged again
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{self._path}{tail}", f"{target}{tail}")
-        return target
-
     def _failure(self, what: str, error: Exception) -> OutboxError:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        folder = self._path.parent
-        if folder.is_dir() and not os.access(folder, os.W_OK):  # SQLite calls it an I/O error
-            reason = f"the folder {folder} is readonly here"
-        return OutboxError(f"the outbox {self._path} cannot {what}: {reason}; {_remedy(reason)}")
-
-
-def _is_about_content(error: Exception) -> bool:
-    """Whether the file is the trouble; otherwise it is the moment: locked, read-only, full."""
-    if isinstance(error, sqlite3.OperationalError):
-        return any(sign in str(error) for sign in ("unsupported file format", "no such table", "no such column"))
-    return True
-
-
-def _check_header(path: Path) -> None:
-    """Refuse a format version in which SQLite would open the file, but read-only."""
-    try:
-        with open(path, "rb") as file:
-            header = file.read(100)
-    except OSError:
-        return  # not there yet, or not to be opened: SQLite will say
-    if len(header) == 100 and max(header[18], header[19]) > 2:
-        raise _UnusableError("damaged: its header names a format that does not exist")
-
-
-def _check_ours(db: sqlite3.Connection) -> bool:
-    """Whether the file is empty and still to be laid out; raises when it is not an outbox or damaged."""
-    (application_id,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if not tables and not application_id:
-        return True
-    if application_id != APPLICATION_ID:
-        raise _UnusableError("a database of another program")
-    if version != VERSION:
-        raise _UnusableError(f"an outbox of version {version}, this program has version {VERSION}")
-    found = db.execute("PRAGMA quick_check(1)").fetchall()
-    if found != [("ok",)]:
-        raise _UnusableError(f"damaged: {found[0][0]}")
-    return False
+        return OutboxError(f"the outbox {self._path} cannot {what}: {explained(self._path, error)}")
 
 
 def _load(db: sqlite3.Connection) -> _Books:
@@ -488,35 +432,20 @@ def _load(db: sqlite3.Connection) -> _Books:
         " FROM books"
     ).fetchone()
     if row is None:
-        raise _UnusableError("damaged: its counters are missing")
+        raise UnusableFileError("damaged: its counters are missing")
     depth, size, highest = db.execute(
         "SELECT count(*), coalesce(sum(length(payload)), 0), coalesce(max(seq), 0) FROM message"
     ).fetchone()
     books = replace(_Books(*row), depth=depth, bytes=size)
     accounted = books.delivered + books.evicted_results + books.evicted_alarms + depth
     if books.added != accounted or highest > books.last_seq:
-        raise _UnusableError(f"damaged: {depth} messages up to {highest} do not agree with its counters")
+        raise UnusableFileError(f"damaged: {depth} messages up to {highest} do not agree with its counters")
     if books.ledger is not None:
         try:
             msgspec.json.decode(books.ledger, type=LedgerCounts)
         except msgspec.MsgspecError as error:
-            raise _UnusableError(f"damaged: its ledger is unreadable ({error})") from error
+            raise UnusableFileError(f"damaged: its ledger is unreadable ({error})") from error
     return books
-
-
-def _remedy(reason: str) -> str:
-    for sign, remedy in (
-        ("full", "free space on that disk; it goes on by itself as soon as there is room"),
-        ("locked", "another edge process uses it, stop that one first"),
-        ("readonly", "let the service's user write there, and check that the disk is not mounted read-only"),
-        ("malformed", "restart the service: a damaged file is set aside at the start"),
-        ("not a database", "restart the service: a damaged file is set aside at the start"),
-        ("closed", "the service is stopping"),
-        ("I/O error", "check the disk and its cable (dmesg), and that it is not full"),
-    ):
-        if sign in reason:
-            return remedy
-    return "check that the folder exists, that the service's user can write there, and that the disk is healthy"
 
 
 class _Reserve:

@@ -48,7 +48,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.stopwatch",
         "edge.trend",
     ),
-    "clock": ("edge.clock", "edge.files"),  # what every adapter may use
+    "clock": ("edge.clock", "edge.files", "edge.sqlite_file"),  # what every adapter may use
     "adapter bundle": ("edge.bundle.*",),
     "adapter capture": ("edge.capture.*",),
     "adapter chart": ("edge.answer_chart", "edge.drift.chart"),
@@ -130,7 +130,7 @@ SOLE_IMPORTERS: Mapping[str, tuple[str, ...]] = {
     "rich": ("edge.view.*",),
     "serial": ("edge.plc.*",),
     "pyarrow": ("edge.audit",),
-    "sqlite3": ("edge.genealogy", "edge.outbox"),
+    "sqlite3": ("edge.genealogy", "edge.outbox", "edge.sqlite_file"),
     "tomli": ("edge.settings",),
     "tomli_w": ("edge.settings",),
     "tomllib": ("edge.settings",),
