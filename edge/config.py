@@ -255,6 +255,13 @@ def _unique_ids(cameras: Sequence[Any]) -> str | None:
     return f"several cameras have the id {', '.join(twice)}: give each its own" if twice else None
 
 
+def _counting_wants_plc(cameras: Sequence[Any], plc: Any) -> str | None:
+    counting = [str(x.get("id")) for x in cameras if isinstance(x, Mapping) and x.get("pairing") == "counter"]
+    if plc or not counting:
+        return None
+    return f'camera {", ".join(counting)}: pairing = "counter" is given without [plc]: no trigger would be counted'
+
+
 def _each_once(providers: Sequence[str]) -> str | None:
     twice = sorted({name for name in providers if providers.count(name) > 1})
     return f"providers: {', '.join(twice)} is named more than once: keep the first" if twice else None
@@ -350,6 +357,7 @@ def _files_want_tls(tls: bool, ca_file: str | None, cert_file: str | None, key_f
 RULES: settings.Rules = {
     Config: (
         Rule(("camera",), _unique_ids),
+        Rule(("camera", "plc"), _counting_wants_plc),
         Rule(("output",), _outputs_are_distinct),
         Rule(("output",), _outputs_fit),
         Rule(("output", "plc"), _outputs_want_plc),

@@ -47,6 +47,7 @@ PUBLISHER_STOP_S = 5.0
 LINK_STOP_S = 3.0
 CAMERAS_START_S = 10.0  # a station with a PLC is Ready then at the latest
 LOOK_S = 0.2  # how often the loop looks at what goes on beside the parts
+QUIET_S = 1.0  # how long what takes a while waits at most for a moment without a part in hand
 VERBS = ("status", "relearn", "recipe", "override")
 
 
@@ -279,6 +280,9 @@ class Daemon:
             if status.state in (CaptureState.STALLED, CaptureState.RECONNECTING):
                 text = f"camera {status.camera} is {status.state.value}: {status.detail}"
                 self.station.alarm(code, "error", text, "Check its cable, power and address.")
+            elif status.state is CaptureState.ENDED and self._desk is not None:
+                advice = "No part has a frame of it any more: put its source right and start the service again."
+                self.station.alarm(code, "error", f"camera {status.camera} has ended: {status.detail}", advice)
             elif status.state in (CaptureState.STREAMING, CaptureState.ENDED):
                 self.station.over(code)
 
@@ -292,7 +296,8 @@ class Daemon:
             self._prune()
             self.station.check_kept()
             self._tell_books()
-        if now >= self._health_due_ns:
+        waited_s = (now - self._health_due_ns) / 1e9
+        if waited_s >= QUIET_S or (waited_s >= 0 and not self._is_busy()):
             self._health_due_ns = now + int(self._config.publish.health_s * 1e9)
             self.station.save()
             self._publisher.live(self._topics.health, self.station.health(self._front.health()))
@@ -302,9 +307,13 @@ class Daemon:
             self._watchdog_due_ns = now + int(self._watchdog_s / 3 * 1e9)
             notify.watchdog()
 
+    def _is_busy(self) -> bool:
+        """Whether a part waits for its answer: this also runs while one waits for its frames."""
+        return self._desk is not None and self._desk.signals().busy
+
     def _prune(self) -> None:
         """Let old rows go, some at a time and while no part waits: it takes tens of milliseconds."""
-        if self._genealogy is None or not self._old_rows or (self._desk is not None and not self._desk.idle()):
+        if self._genealogy is None or not self._old_rows or self._is_busy():
             return
         try:
             self._old_rows = self._genealogy.prune(self._clock.ts()) > 0

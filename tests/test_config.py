@@ -82,6 +82,7 @@ def problems(text: str | bytes, tmp_path: Path) -> list[str]:
         (PLC + OUTPUT + "delay_counts = 5", "give delay_ms or delay_counts", "two delays"),
         (PLC + OUTPUT + OUTPUT, "several outputs have the id x", "which one is meant?"),
         (PLC + OUTPUT + 'port = "/dev/x"', 'port is given, but via is "plc"', "it would be ignored in silence"),
+        (CAMERA + 'pairing = "counter"', 'camera c: pairing = "counter" is given without [plc]', "it never stalls"),
         (CAMERA + OUTPUT, "an output is given without [plc]", "nothing would fire it"),
         (PLC + OUTPUT.replace("NG", "LATE"), 'on = ["LATE"]: must be', "a LATE counts as FAIL"),
         (

@@ -181,14 +181,18 @@ def kill_at_random(rig: Rig, times: int, seed: int) -> None:
                       "words": report["answered"]}))  # fmt: skip
 
 
-def test_a_station_without_its_plc_says_so_and_goes_on(rig: Rig) -> None:
-    daemon = make_daemon(rig.folder, rig.broker.port, Station())
+def test_a_station_without_its_plc_or_with_a_camera_that_has_ended_says_so_and_goes_on(rig: Rig) -> None:
+    ends = '[[camera]]\nid = "short"\nsource = "simulated"\nboards = 2\n'
+    daemon = make_daemon(rig.folder, rig.broker.port, Station(more=ends))
     daemon.start()
     try:
         wait_until(lambda: rig.client.json("/alarm/plc"), TRIES_S, "the alarm")
         alarm = rig.client.json("/alarm/plc")[-1]
         assert str(rig.folder / "plc") in alarm["text"] and "Check the serial cable" in alarm["advice"]
         assert rig.client.json("/edge/line")[-1]["link"] == "reconnecting"
+        wait_until(lambda: rig.client.json("/alarm/camera_short"), TRIES_S, "the camera's alarm")
+        assert "has ended" in rig.client.json("/alarm/camera_short")[-1]["text"]
+        wait_until(lambda: rig.client.json("/edge/line")[-1]["error"] == "camera", TRIES_S, "what the PLC is shown")
         assert daemon.stop() == 0, daemon.log()
     finally:
         daemon.end()
