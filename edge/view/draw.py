@@ -64,7 +64,7 @@ def screen(view: LineView, link: Link, *, now_s: float, width: int, height: int,
     return Group(
         *head,
         _title(f"{'parts' if _any_triggered(view) else 'verdicts'}, newest first", width, ascii_only),
-        settled_table(view, n_verdicts, _several_cameras(view)),
+        settled_table(view, n_verdicts, width, _several_cameras(view)),
         _title("rejects and what to do", width, ascii_only),
         *rejects,
     )
@@ -258,9 +258,14 @@ def _reject_lines(view: LineView, width: int, rows: int) -> Lines:
     """Newest first; the advice stands once, below the newest reject that has it."""
     lines: Lines = []
     advised: set[str] = set()
+    serials = {
+        (node_id, part.part): part.serial for node_id, part in view.verdicts if isinstance(part, event.PartResult)
+    }
     for node_id, reject in reversed(view.rejects):
         place = f"{node_id.node}/{reject.camera}" if _several_cameras(view) else reject.camera
         head = Text(f" {clock(reject.ts, reject.clock_ok)}", style="dim").append(f" {f'#{reject.part}':>8}", style="")
+        if serial := serials.get((node_id, reject.part)):
+            head.append(f" {printable(serial)}")
         head.append(f" {printable(place)} ").append(printable(reject.cause), style=VERDICT_STYLES["RETAKE"])
         lines.append(head.append(f" measured {reject.measured:.4g}, limit {reject.limit:.4g}"))
         if reject.advice and reject.advice not in advised:

@@ -104,7 +104,7 @@ def kept_rows(health: event.Health) -> list[Row]:
         rows.append(_evidence_row(health.evidence))
     if health.recorder is not None:
         kept = health.recorder
-        text = f"{kept.frames} frames, {size(kept.bytes)}, back to {kept.reaches_s / 60:.0f} min ago"
+        text = f"{kept.frames} frames, {size(kept.bytes)}, reaches back {ago(kept.reaches_s)}"
         rows.append(_kept_row("recorder", text, kept.dropped, kept.failed))
     if health.genealogy is not None:
         chain = health.genealogy

@@ -16,16 +16,19 @@ from edge.view.words import clock, printable, why
 VERDICT_STYLES = {"OK": "green", "NG": "bold red", "REVIEW": "yellow", "RETAKE": "magenta"}
 SAY_STYLES = {**VERDICT_STYLES, "FAIL": "bold red", "LATE": "bold red"}
 
-# Columns of parts that a PLC triggered: head, least and greatest width.
+WIDE = 100  # terminals from here on show every column
+
+Column = tuple[str, int]  # its head and greatest width
+# Of parts that a PLC triggered.
 TIME, PART, PLACE, SERIAL, TRIGGER = ("time", 9), ("part", 8), ("node", 12), ("serial", 12), ("trigger", 7)
 OUTCOME, SAY, MS, MISSING, WHY = ("outcome", 9), ("told", 6), ("ms", 6), ("missing", 12), ("why", 0)
 
 
-def settled_table(view: LineView, rows: int, several_cameras: bool) -> Group:
+def settled_table(view: LineView, rows: int, width: int, several_cameras: bool) -> Group:
     """The newest on top; fills so many rows. `several_cameras`: a column says which one.
 
     Triggered parts have columns of their own and a head; with other lines in the same view these are shown as far as
-    they go.
+    they go. On a narrow terminal the reason needs the room of the part's own number: serial and trigger name it.
     """
     newest = list(view.verdicts)[: -rows - 1 : -1]
     if not newest:
@@ -33,7 +36,8 @@ def settled_table(view: LineView, rows: int, several_cameras: bool) -> Group:
     if any(isinstance(settled, event.PartResult) for _, settled in newest):
         with_head = rows > 1
         newest = newest[: rows - with_head]
-        table = _part_table(newest, with_head, several_nodes=len(view.nodes) > 1)
+        optional = {PLACE} if len(view.nodes) > 1 else set()
+        table = _part_table(newest, with_head, optional | ({PART} if width >= WIDE else set()))
         return Group(table, *_blank(rows - with_head - len(newest)))
     return Group(_verdict_table(newest, several_cameras), *_blank(rows - len(newest)))
 
@@ -65,10 +69,11 @@ def _verdict_cells(node_id: NodeId, result: event.Result, many: bool) -> Sequenc
     return [*cells, Text(f"{result.latency_ms:.1f} ms"), Text(why(result))]
 
 
-def _part_table(newest: Sequence[tuple[NodeId, Settled]], head: bool, several_nodes: bool) -> Table:
-    lacking = any(isinstance(settled, event.PartResult) and settled.missing for _, settled in newest)
-    columns = [TIME, PART, *([PLACE] if several_nodes else []), SERIAL, TRIGGER, OUTCOME, SAY, MS]
-    columns += [*([MISSING] if lacking else []), WHY]
+def _part_table(newest: Sequence[tuple[NodeId, Settled]], head: bool, optional: set[Column]) -> Table:
+    if any(isinstance(settled, event.PartResult) and settled.missing for _, settled in newest):
+        optional = optional | {MISSING}
+    order = (TIME, PART, PLACE, SERIAL, TRIGGER, OUTCOME, SAY, MS, MISSING, WHY)
+    columns = [column for column in order if column in optional or column not in (PART, PLACE, MISSING)]
     table = Table.grid(padding=(0, 1), expand=True)
     for column in columns:
         _add_column(table, column)
@@ -79,9 +84,6 @@ def _part_table(newest: Sequence[tuple[NodeId, Settled]], head: bool, several_no
         cells[PLACE] = Text(printable(node_id.node))
         table.add_row(*(cells.get(column, Text("")) for column in columns))
     return table
-
-
-Column = tuple[str, int]
 
 
 def _add_column(table: Table, column: Column) -> None:

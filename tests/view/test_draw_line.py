@@ -24,6 +24,7 @@ from tests.view.messages import (
     master,
     part,
     put,
+    reject,
     result,
     state,
 )  # fmt: skip
@@ -87,8 +88,8 @@ def test_fits_every_size(size, alarms, parts) -> None:
         ("parts     OK 28  NG 7  REVIEW 0  RETAKE 0  deadline 5", "losses by name"),
         ("ALARM     disk0: disk0 is wrong - Repair it.", "alarms always"),
         ("parts, newest first", "they are no verdicts alone"),
-        ("time         part serial  trigger outcome", "columns have a head"),
-        ("#40 P000040      40 NG ", "serial and trigger of the newest"),
+        ("serial  trigger outcome", "columns have a head"),
+        ("P000040      40 NG ", "serial and trigger of the newest"),
         ("top: short", "the first reason"),
     ],
 )
@@ -105,12 +106,13 @@ def test_shows_what_matters_on_any_terminal(size, wanted, reason) -> None:
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
+        ("#40 P000040", "the number that the answer carried"),
         ("35 deadline FAIL    203.4 side    side: no time was left", "what the PLC was told, and who is missing"),
         ("no frame  none: every trigger had its frames", "of all cameras"),
         ("ledger    balanced: 40 = OK 40, 1 in flight", "the live one"),
         ("numbers   messages 1..41: all 41 held, no gap", "parts count"),
         ("evidence  37 parts, 120 MB, 40 written, evicted OK 3", "with what went"),
-        ("recorder  1512 frames, 80 MB, back to 12 min ago", "how far an incident reaches"),
+        ("recorder  1512 frames, 80 MB, reaches back 12 min", "how far an incident reaches"),
         ("genealogy 1300 rows, 2 MB, head 9f8e7d6c5b4a", "enough of the head to compare by eye"),
         ("up 3 min, 5.0 frames/s, 143 MB, edge 0.1.0", "the process"),
     ],
@@ -214,6 +216,22 @@ def test_shows_what_is_wrong(prepare, wanted, reason) -> None:
     view = triggered_view()
     prepare(view)
     assert_shown(wanted, render(view, size=(110, 24)), reason)
+
+
+def test_on_a_narrow_terminal_the_reason_has_the_room_of_the_number() -> None:
+    view = triggered_view(0)
+    put(view, TOPICS.part, part(1, "NG", "short with confidence"), seq=2)
+    lines = render(view, size=SMALL)
+    assert_shown("P000001       1 NG      NG       41.2 short with confidence", lines, "all of it")
+
+
+def test_a_reject_names_the_part_that_the_technician_holds() -> None:
+    view = triggered_view(3)
+    put(view, TOPICS.camera("top", "reject"), reject(3), seq=5)
+    put(view, TOPICS.camera("top", "reject"), reject(77), seq=6)
+    lines = render(view, size=LARGE)
+    assert_shown("#3 P000003 aoi/top blur measured 41.2, limit 80", lines, "its serial")
+    assert_shown("#77 aoi/top blur", lines, "one that this view did not see")
 
 
 def test_a_free_node_that_keeps_pictures_and_rows_tells_of_them_too() -> None:

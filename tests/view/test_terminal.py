@@ -26,7 +26,7 @@ from edge.view import terminal
 from edge.view.subscribe import Subscriber, Where
 from tests.brokers import Broker, free_port, needs_mosquitto, wait_until
 from tests.view.fake_node import FakeNode
-from tests.view.messages import alarm
+from tests.view.messages import alarm, books, line, line_node_health
 
 pytestmark = needs_mosquitto
 
@@ -87,6 +87,30 @@ def test_into_a_pipe_it_writes_a_line_a_verdict_reject_and_alarm(broker: Broker,
     assert f"broker 127.0.0.1:{broker.port} connected" in text
     assert "\x1b" not in text, "no colour in a file"
     assert "plant/smt1/aoi: messages 1..13: all 13 held, no gap" in said
+    node.stop()
+
+
+def test_of_a_triggered_station_it_writes_parts_and_each_change_of_what_the_plc_sees(
+    broker: Broker, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    node = make_node(broker.port)
+    node.live(node.topics.line_state, line(due_s=600.0), retain=True)
+    child = watch_in_background(broker.port, out)
+    wait_until(lambda: "line Ready" in out.read_text(), 10, "what is retained")
+    for minutes in (9, 8, 7):
+        node.live(node.topics.line_state, line(due_s=60.0 * minutes), retain=True)
+        node.triggered_part()
+    node.live(node.topics.line_state, line(link="silent", detail="no heartbeat for 3 s"), retain=True)
+    wait_until(lambda: "PLC silent" in out.read_text(), 10, "the last message")
+    code, said = end(child)
+    text = out.read_text()
+    assert code == 0
+    assert text.count(" aoi line Ready") == 2, "not each minute that brings the challenge nearer"
+    assert [text.count(f" trigger {number} {outcome} ") for number, outcome in ((1, "OK"), (2, "OK"), (3, "NG"))] == [
+        1, 1, 1,
+    ]  # fmt: skip
+    assert "plant/smt1/aoi: messages 1..3: all 3 held, no gap" in said
     node.stop()
 
 
@@ -200,6 +224,30 @@ def test_once_prints_one_picture(broker: Broker, tmp_path: Path, with_node: bool
     assert "\x1b" not in text
     if node is not None:
         node.stop()
+
+
+def test_once_shows_all_of_a_triggered_station(broker: Broker, tmp_path: Path) -> None:
+    pytest.importorskip("rich")
+    node = make_node(broker.port)
+    node.live(node.topics.line_state, line(error="challenge.missed"), retain=True)
+    node.live(node.topics.ledger, books(7), retain=True).wait_for_publish(5)
+    child = watch_in_background(broker.port, tmp_path / "out", "once")
+    for _ in range(40):  # health is not retained
+        node.live(node.topics.health, line_node_health(7))
+        if child.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert child.wait(15) == 0
+    text = (tmp_path / "out").read_text()
+    for wanted in (
+        "ERROR a master was missed",
+        "p99.9 71.3",
+        "balanced: 7 = OK 7",
+        "head 9f8e7d6c5b4a",
+        "reaches back",
+    ):
+        assert wanted in text, f"{wanted!r} not in {text}"
+    node.stop()
 
 
 def test_without_the_drawing_library_a_terminal_gets_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
