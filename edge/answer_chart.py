@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.answer_times import GROWTH, Histogram
+from edge.drift.chart import new_figure, write
 from edge.errors import UsageError
 
 INCHES = (9.0, 4.2)
@@ -24,24 +25,12 @@ def draw(times: Histogram, title: str, path: Path, budget_ms: float | None = Non
     bars = times.bars()
     if not bars:
         raise UsageError(f"{path}: there is nothing to draw, as no answer was given yet")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(
-            "a chart needs matplotlib, which is not installed: pip install matplotlib, or leave out --chart"
-        ) from error
-    figure = Figure(figsize=INCHES, dpi=110)
+    figure = new_figure(*INCHES)
     axes = figure.subplots()
     _bars(axes, bars, budget_ms)
     _lines(axes, times, budget_ms)
     _labels(axes)
-    figure.suptitle(f"{title}\n{_words(times, budget_ms)}", fontsize=10)
-    figure.tight_layout()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise UsageError(f"the chart {path} cannot be written: {error.strerror or error}") from error
+    write(figure, f"{title}\n{_words(times, budget_ms)}", path)
 
 
 def _bars(axes: Any, bars: list[tuple[float, float, int]], budget_ms: float | None) -> None:

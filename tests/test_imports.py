@@ -122,7 +122,7 @@ ALSO: Mapping[str, tuple[str, ...]] = {
 # Libraries that only these modules may import. What is in neither table may not be imported by `edge` at all.
 SOLE_IMPORTERS: Mapping[str, tuple[str, ...]] = {
     "amqtt": ("edge.view.*",),
-    "matplotlib": ("edge.answer_chart", "edge.drift.chart"),
+    "matplotlib": ("edge.drift.chart",),
     "onnxruntime": ("edge.predictor",),
     "paddlelite": ("edge.predictor",),
     "paho": ("edge.broker", "edge.session", "edge.view.*"),

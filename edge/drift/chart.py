@@ -25,21 +25,39 @@ def draw(trace: Trace, title: str, path: Path) -> None:
     Raises:
         UsageError: matplotlib is not installed, nothing was watched, or the file cannot be written.
     """
+    signals = trace.signals
+    if not signals:
+        raise UsageError(f"{path}: there is nothing to draw, as no signal was watched yet: give more frames")
+    figure = new_figure(INCHES[0], 0.9 + INCHES[1] * len(signals))
+    rows = figure.subplots(len(signals), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, signal in zip(rows, signals, strict=True):
+        _row(axes, signal, trace)
+    rows[-1].set_xlabel("frame")
+    write(figure, f"{title}\nsigmas from the baseline; red: moved, orange: since, green: back", path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(
             "a chart needs matplotlib, which is not installed: pip install matplotlib, or leave out --chart"
         ) from error
-    signals = trace.signals
-    if not signals:
-        raise UsageError(f"{path}: there is nothing to draw, as no signal was watched yet: give more frames")
-    figure = Figure(figsize=(INCHES[0], 0.9 + INCHES[1] * len(signals)), dpi=110)
-    rows = figure.subplots(len(signals), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, signal in zip(rows, signals, strict=True):
-        _row(axes, signal, trace)
-    rows[-1].set_xlabel("frame")
-    figure.suptitle(f"{title}\nsigmas from the baseline; red: moved, orange: since, green: back", fontsize=10)
+    return Figure(figsize=(width, height), dpi=110)
+
+
+def write(figure: Any, title: str, path: Path) -> None:
+    """Write a figure as PNG under a title.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
