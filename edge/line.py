@@ -121,7 +121,7 @@ class Line:
         self._desk.close()
         for left in self._desk.remaining():
             self._lose_refused(left)
-            failure = self._surely(self._give_back, left.trigger) if left.trigger is not None else None
+            failure = self._surely(self._lose_at_stop, left.trigger) if left.trigger is not None else None
             if failure is not None:
                 log.error("a trigger could not be stored at the stop: %s: %s", type(failure).__name__, failure)
 
@@ -139,8 +139,7 @@ class Line:
             return error
         return None
 
-    def _give_back(self, trigger: Trigger) -> None:
-        self._gatherer.pass_by(trigger)
+    def _lose_at_stop(self, trigger: Trigger) -> None:
         self._answer_loss(trigger, Loss.SHUTDOWN, STOPS)
 
     def _lose_refused(self, taken: Taken) -> None:

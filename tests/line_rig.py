@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -108,6 +109,7 @@ class LineRig:
         challenge: Challenge | None = None,
         depth: int = 2,
         prior_ms: int = 10,
+        pairing: Literal["time", "counter"] = "time",
     ) -> None:
         self.clock = clock or FakeClock()
         self.wire = FakeWire()
@@ -142,7 +144,7 @@ class LineRig:
         self.desk.attach(self._fetch)
         self.ring = ScheduledRing(self.clock)
         self.admission = Admission(prior_ms * 1_000_000, 1_000_000)
-        pairers = {c: Pairer(SimulatedCamera(id=c)) for c in CAMERAS}
+        pairers = {c: Pairer(SimulatedCamera(id=c, pairing=pairing)) for c in CAMERAS}
         self.gatherer = Gatherer(self.ring, pairers, self.admission, self.clock, lambda: self.stopping)
         self.care = LineCare(
             self.desk, self.station, RECIPES, self.rows, self.wire, TOPICS, self.clock, memory, challenge

@@ -470,6 +470,32 @@ def test_a_master_whose_defect_no_model_can_find_is_refused_at_the_start() -> No
         make_line(config, product, *[None] * 7)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("lost", ["overrun", "unknown_recipe"])
+def test_a_trigger_without_a_look_has_fired_its_camera_all_the_same(make: Make, lost: str) -> None:
+    """Where frames are counted, those of the trigger after it must not be taken for its own."""
+    rig = make(pairing="counter", depth=1)
+
+    def fire(number: int, recipe: int = 3) -> None:
+        rig.trigger(number, recipe=recipe)
+        for camera in CAMERAS:
+            rig.shoot(picture(), camera)
+        rig.ring.wait(rig.clock.mono_ns() + 5_000_000)
+        rig.clock.advance(0.12)
+
+    fire(1)
+    if lost == "overrun":
+        fire(2)
+    while rig.line.turn(0):
+        pass
+    if lost == "unknown_recipe":
+        fire(2, recipe=9)
+        rig.line.turn(0)
+    fire(3)
+    rig.line.turn(0)
+    message = parts(rig)[-1]
+    assert message["trigger"] == 3 and [look["frame"] for look in message["looks"]] == [3, 3]  # type: ignore[attr-defined]
+
+
 def test_the_count_of_triggers_follows_the_ledger_where_a_power_cut_took_its_last_moments(
     make: Make, tmp_path: Path
 ) -> None:
