@@ -335,6 +335,7 @@ class Daemon:
 
     def _last_words(self) -> None:
         """After everything that brings or answers parts has stopped."""
+        self._front.tick()  # the link may have said its last answers too late
         self.station.save()
         self._tell_books()
         self._publisher.live(self._topics.health, self.station.health(self._front.health()))

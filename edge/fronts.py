@@ -89,8 +89,7 @@ class Triggered:
     def finish(self) -> None:
         """See `Front`."""
         self._line.finish()
-        self._care.tick()
-        self._care.save()
+        self._care.finish()
 
     def health(self) -> LineHealth | None:
         """See `Front`."""

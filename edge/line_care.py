@@ -195,6 +195,11 @@ class LineCare:
         if now_ns >= self._save_due_ns:
             self.save()
 
+    def finish(self) -> None:
+        """At the stop: tell and keep what stands, whenever that was done last."""
+        self._tick_due_ns = self._save_due_ns = 0
+        self.tick()
+
     def save(self) -> None:
         """Keep what the next run goes on with."""
         self._save_due_ns = self._clock.mono_ns() + SAVE_NS

@@ -196,9 +196,8 @@ class LineRig:
     def stop(self) -> None:
         """An ordered stop; files stay open."""
         self.line.finish()
+        self.care.finish()
         self.station.save()
-        self.care.tick()
-        self.care.save()
 
     def close(self) -> None:
         """An ordered stop, and the end."""

@@ -514,3 +514,11 @@ def test_a_drift_watch_holds_stamps_up_as_an_inference_does(make: Make, monkeypa
     rig.part(picture(), recipe=2)
     held_ms = [(ended - began) / 1e6 for began, ended in rig.gatherer._holds]
     assert held_ms == [5.0, 30.0]
+
+
+def test_at_the_stop_nobody_is_told_any_more_that_the_station_is_ready(make: Make) -> None:
+    rig = make()
+    rig.care.tick()
+    rig.stop()
+    states = [m.ready for _, m in rig.wire.told if isinstance(m, event.LineState)]
+    assert states == [True, False], "the message stays at the broker"
