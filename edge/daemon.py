@@ -177,8 +177,8 @@ class Daemon:
             self._front: Front = FreeRunning(Intake(on_trigger=self._tally.add), self.station)
             return
         made = make_line(
-            self._config, self.product, self.station, self._kept, self._publisher, self._topics, self._clock,
-            self._tally.add, self._meanwhile,
+            self._config, self.product, self.station, self._publisher, self._topics, self._clock, self._tally.add,
+            self._meanwhile,
         )  # fmt: skip
         self._front, self._care, self._desk, self._link = made.front, made.care, made.desk, made.link
 

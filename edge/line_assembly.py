@@ -22,7 +22,7 @@ from edge.line_care import MEMORY, LineCare, Memory, recipe_at_start
 from edge.pairing import Pairer
 from edge.plc.desk import Desk
 from edge.plc.link import Link, make_link
-from edge.ports import Kept, Wire
+from edge.ports import Wire
 from edge.recipe import Recipe
 from edge.recipes import hash_of
 from edge.records import Frame
@@ -48,7 +48,6 @@ def make_line(
     config: Config,
     product: Product,
     station: Station,
-    kept: Kept,
     wire: Wire,
     topics: Topics,
     clock: Clock,
@@ -71,7 +70,7 @@ def make_line(
     admission = Admission(_longest_ns(books.values(), product, clock), settle_prior_ns=0)
     pairers = {settings.id: Pairer(settings) for settings in config.camera}
     gatherer = Gatherer(ring, pairers, admission, clock, meanwhile, holds=product.artifact.runtime == "paddlelite")
-    care = LineCare(desk, station, product.recipes, kept.rows, wire, topics, clock, memory, config.challenge)
+    care = LineCare(desk, station, product.recipes, wire, topics, clock, memory, config.challenge)
     line = Line(desk, gatherer, books, station, admission, clock, care)
     link = make_link(config.plc, desk, clock, care.answered, care.late, config.output)
     care.link = link.status

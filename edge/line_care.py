@@ -1,4 +1,4 @@
-"""What a triggered station does beside its parts: challenge, recipe requests, overrides, alarms, and what it tells.
+"""What a triggered station does beside its parts: challenge, recipe requests, alarms, what it tells; and overrides.
 
 `tick` belongs to the inspection thread and is called a few times a second. The link's thread and the request thread
 leave here what they have to say, and it is told at the next tick.
@@ -92,7 +92,6 @@ class LineCare:
         desk: Desk,
         station: Station,
         recipes: RecipeSet,
-        rows: Rows | None,
         wire: Wire,
         topics: Topics,
         clock: Clock,
@@ -102,7 +101,6 @@ class LineCare:
         self._desk = desk
         self._station = station
         self._recipes = recipes
-        self._rows = rows
         self._wire = wire
         self._topics = topics
         self._clock = clock
@@ -167,14 +165,6 @@ class LineCare:
             raise ConfigError("request/recipe", [f"there is no recipe {wanted!r}, {did_you_mean(str(wanted), names)}"])
         self._desk.set_recipe(found.number)
         return Response(transaction="", ok=True, text=f"from the next trigger on: {found.name}, number {found.number}")
-
-    def override(self, payload: bytes) -> Response:
-        """Add a person's verdict on a part to its genealogy.
-
-        Raises:
-            EdgeError: it is not understood, there is no such part, or the row could not be stored.
-        """
-        return override(self._rows, payload)
 
     # The inspection thread, a few times a second.
 

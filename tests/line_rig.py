@@ -146,9 +146,7 @@ class LineRig:
         self.admission = Admission(prior_ms * 1_000_000, 1_000_000)
         pairers = {c: Pairer(SimulatedCamera(id=c, pairing=pairing)) for c in CAMERAS}
         self.gatherer = Gatherer(self.ring, pairers, self.admission, self.clock, lambda: self.stopping)
-        self.care = LineCare(
-            self.desk, self.station, RECIPES, self.rows, self.wire, TOPICS, self.clock, memory, challenge
-        )
+        self.care = LineCare(self.desk, self.station, RECIPES, self.wire, TOPICS, self.clock, memory, challenge)
         self.line = Line(
             self.desk, self.gatherer, self._books(pipelines), self.station, self.admission, self.clock, self.care
         )

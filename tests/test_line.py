@@ -14,6 +14,7 @@ from edge.config import Challenge, Config, Master, Plc, SimulatedCamera
 from edge.errors import ConfigError, EdgeError
 from edge.line import PAIRS_TO_TRUST
 from edge.line_assembly import make_line
+from edge.line_care import override
 from edge.part import Say
 from edge.plc.desk import Refusal
 from tests.fakes import FakeClock, decoded
@@ -266,7 +267,7 @@ def test_an_override_is_a_row(make: Make, request_: dict[str, object], expected:
     rig.part(picture(BAD), picture())
     payload = json.dumps({"transaction": "t", **request_}).encode()
     try:
-        text = rig.care.override(payload).text
+        text = override(rig.rows, payload).text
         assert [row.kind for row in rig.rows.find(part=1)] == ["part", "override"]
     except EdgeError as error:
         text = str(error)
@@ -467,7 +468,7 @@ def test_a_master_whose_defect_no_model_can_find_is_refused_at_the_start() -> No
     config = Config(camera=[SimulatedCamera(id="cam1")], plc=Plc(port="/dev/plc"), challenge=master)
     product = SimpleNamespace(classes=("open", "short"))
     with pytest.raises(ConfigError, match="`shrt` is no class of this bundle, did you mean `short`"):
-        make_line(config, product, *[None] * 7)  # type: ignore[arg-type]
+        make_line(config, product, *[None] * 6)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lost", ["overrun", "unknown_recipe"])
