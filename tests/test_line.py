@@ -61,6 +61,7 @@ def test_two_cameras_make_one_verdict(make: Make, first: int, second: int, say: 
     assert row.outcome == (say.value if say is not Say.FAIL else reason) and row.serial == "S1"
     (message,) = parts(rig)
     assert message["say"] == say.value and message["part"] == answer.result_id == 1
+    assert [counts.used for counts in rig.ring.counts().values()] == [1, 1]
     assert rig.station.counts.balanced and rig.station.counts.triggers == rig.tally.count == 1
 
 
