@@ -54,6 +54,7 @@ def restore(outbox: Outbox, tally: Tally, rows: Genealogy | None) -> tuple[Ledge
     if unsettled > 0:
         log.warning("the last run ended with %d triggers unsettled: counted as lost (shutdown)", unsettled)
         counts = ledger.lost(counts, Loss.SHUTDOWN, unsettled)
+        parts += unsettled  # the line may have been told so many numbers that are not on the disk
         outbox.save_ledger(counts, parts)
     tally.set(counts.triggers)
     return counts, parts

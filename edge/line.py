@@ -132,10 +132,10 @@ class Line:
             settle(trigger)
         except Exception as error:
             log.debug("trigger %d could not be settled", trigger.number, exc_info=True)
-            if self._station.counts.triggers == before:
-                self._station.lose(Loss.PROCESSING_FAULT, 1)
+            counted = self._station.counts.triggers > before
+            number = self._station.parts if counted else self._station.fail_trigger()
             if self._owed is not None:
-                self._say(Answer(trigger, 0, Say.FAIL, Loss.PROCESSING_FAULT.value))
+                self._say(Answer(trigger, number, Say.FAIL, Loss.PROCESSING_FAULT.value))
             return error
         return None
 
@@ -277,8 +277,8 @@ class Line:
             raise ValueError(f"part {part.number} has no trigger")
         if stored:
             answer = Answer(trigger, part.number, part.say, reason or part.reason, deadline_ns)
-        else:  # without its row on the disk it has no number and is not OK
-            answer = Answer(trigger, 0, Say.FAIL, Loss.PROCESSING_FAULT.value, deadline_ns)
+        else:  # without its row on the disk it is not OK
+            answer = Answer(trigger, part.number, Say.FAIL, Loss.PROCESSING_FAULT.value, deadline_ns)
         self._say(answer)
 
     def _say(self, answer: Answer) -> None:

@@ -43,7 +43,7 @@ class Say(str, Enum):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the line is told of a trigger. It exists only when all that it says is on the disk.
+    """What the line is told of a trigger. An OK exists only when all that it says is on the disk.
 
     Attributes:
         result_id: number of the part, one higher each time, also over restarts.

@@ -94,6 +94,7 @@ class Station:
         self._faults_in_a_row, self._last_fault = 0, ""
         self._frames_since_fault: dict[str, int] = {}
         self._captured = captured
+        self._void: int | None = None  # a part whose row has no ledger: to be marked before any other is stored
         self.counts = counts
         self.parts = parts
 
@@ -225,24 +226,26 @@ class Station:
     def _commit(self, part: Part, drafts: Callable[[str], list[Draft]], latency_ms: float) -> bool:
         """Make row, messages and ledger durable, in this order; without that there is no verdict.
 
-        The row is first: an OK on the wire has its row on the disk. A row whose ledger was not stored is void.
+        The row is first: an OK on the wire has its row on the disk. A row whose ledger was not stored is void, and
+        nothing else is stored before that is said.
         """
+        if not self._mark_void():
+            return self._fail(part)
         began_ns, kept = self._clock.mono_ns(), self._kept
         kind = part.verdict.kind if part.verdict is not None else None
         after = ledger.judged(self.counts, kind) if kind else ledger.lost(self.counts, _loss_of(part))
         evidence = kept.pictures.keep(part) if kept.pictures is not None else ""
-        has_row = False
         try:
             if kept.rows is not None:
                 kept.rows.append_part(part, evidence)
-                has_row = True
+                self._void = part.number  # until its ledger is stored, too
             self._store.add(drafts(evidence), after, part.number)
+            self._void = None
         except (OutboxError, GenealogyError) as error:
-            self.lose(Loss.PROCESSING_FAULT, 1)
+            self._fail(part)
             code = "outbox" if isinstance(error, OutboxError) else "genealogy"
             self.alarm(code, "error", str(error), "Free space on the state disk or replace it.")
-            if has_row:
-                self.row("void", {"part": part.number, "why": "its message and ledger could not be stored"})
+            self._mark_void()
             return False
         self.counts, self.parts = after, part.number
         self.over("outbox")
@@ -255,6 +258,35 @@ class Station:
         self._window.note("commit", commit_ms)
         self._window.note("latency", latency_ms)
         return True
+
+    def _fail(self, part: Part) -> bool:
+        """Lose a part that could not be stored; False, as `_commit` says it."""
+        if part.trigger is not None:
+            self.fail_trigger()
+        else:
+            self.lose(Loss.PROCESSING_FAULT, 1)
+        return False
+
+    def fail_trigger(self) -> int:
+        """A trigger ends as a processing fault without a row; the number that its answer goes by.
+
+        The number is used up all the same: the line knows answers by it, and no two by the same.
+        """
+        self.lose(Loss.PROCESSING_FAULT, 1)
+        self.parts += 1
+        return self.parts
+
+    def _mark_void(self) -> bool:
+        """Say of a row whose ledger could not be stored that it is void; False while that is still to be done."""
+        if self._void is not None:
+            done = self.row("void", {"part": self._void, "why": "its message and ledger could not be stored"})
+            self._void = None if done else self._void
+        return self._void is None
+
+    @property
+    def _durable_parts(self) -> int:
+        """The count of parts to be stored: a row beyond it is void at the next start."""
+        return self.parts if self._void is None else self._void - 1
 
     def note(self, kind: str, data: Mapping[str, Any]) -> None:
         """Something that an incident is to show; not durable."""
@@ -344,7 +376,7 @@ class Station:
         log.warning("alarm %s: %s", code, text)
         topic = self._topics.alarm(code)
         try:
-            self._store.add([Draft(topic, Kind.ALARM, True, alarm)], self.counts, self.parts)
+            self._store.add([Draft(topic, Kind.ALARM, True, alarm)], self.counts, self._durable_parts)
         except OutboxError:
             self._wire.live(topic, alarm, retain=True)
 
@@ -398,7 +430,7 @@ class Station:
     def save(self) -> None:
         """Make the ledger durable, also when the last triggers were losses."""
         try:
-            self._store.save_ledger(self.counts, self.parts)
+            self._store.save_ledger(self.counts, self._durable_parts)
         except OutboxError as error:
             self.alarm("outbox", "error", str(error), "Free space on the state disk or replace it.")
         else:  # also without a part: a line may wait for the alarm to end before it triggers again

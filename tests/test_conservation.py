@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge.genealogy import FIRST_HASH, GenealogyReader, fault
+from edge.chain import FIRST_HASH, Row, fault
+from edge.genealogy import GenealogyReader
 from edge.part import Answer, Say
 from edge.plc.desk import Refusal
 from tests.fakes import FakeClock
@@ -142,13 +143,13 @@ class Station(RuleBasedStateMachine):
             self.said.append((answer.result_id, answer.say))
             wanted = self.recipe_of[answer.trigger.number]
             assert answer.trigger.recipe == wanted
-            if answer.result_id:
-                self.check_row(answer, wanted)
+            rows = self.rig.rows.find(part=answer.result_id)
+            if rows and rows[-1].kind == "part":
+                self.check_row(rows[-1], answer, wanted)
             else:
                 assert answer.say is Say.FAIL, "what is not on the disk is not OK"
 
-    def check_row(self, answer: Answer, recipe: int) -> None:
-        row = self.rig.rows.find(part=answer.result_id)[-1]
+    def check_row(self, row: Row, answer: Answer, recipe: int) -> None:
         body = row.content
         if answer.say is Say.OK:
             assert row.outcome == "OK" and row.kind == "part"
@@ -171,8 +172,8 @@ class Station(RuleBasedStateMachine):
         counts, tally = self.rig.station.counts, self.rig.tally.count
         assert counts.balanced and tally == self.offered
         assert counts.triggers <= tally
-        ids = [part for part, _ in self.said if part]
-        assert ids == sorted(set(ids)), "result ids only go up"
+        ids = [part for part, _ in self.said]
+        assert ids == sorted(set(ids)) and 0 not in ids, "result ids only go up, also where nothing could be stored"
 
     def check_files(self) -> None:
         assert len(self.said) + self.killed >= self.accepted

@@ -11,7 +11,7 @@ import pytest
 
 from edge import event
 from edge.config import Challenge, Config, Master, Plc, SimulatedCamera
-from edge.errors import ConfigError, EdgeError
+from edge.errors import ConfigError, EdgeError, GenealogyError
 from edge.line import PAIRS_TO_TRUST
 from edge.line_assembly import make_line
 from edge.line_care import override
@@ -170,11 +170,11 @@ def test_what_is_not_on_the_disk_is_not_said(make: Make) -> None:
     rig = make()
     rig.store.full = True
     answer = rig.part(picture(), picture())
-    assert answer is not None and (answer.say, answer.result_id) == (Say.FAIL, 0)
+    assert answer is not None and (answer.say, answer.result_id) == (Say.FAIL, 1)
     assert [row.kind for row in rig.rows.find(part=1)] == ["part", "void"], "the row was there before the ledger failed"
     rig.store.full = False
     again = rig.part(picture(), picture(), number=2)
-    assert again is not None and (again.say, again.result_id) == (Say.OK, 1)
+    assert again is not None and (again.say, again.result_id) == (Say.OK, 2)
     assert rig.station.counts.losses["processing_fault"] == 1 and rig.station.counts.balanced
 
 
@@ -194,7 +194,7 @@ def test_a_row_without_its_ledger_is_void_after_a_kill(make: Make, monkeypatch: 
     assert [row.kind for row in again.rows.find(part=2)] == ["part", "void"]
     assert again.station.counts.losses["shutdown"] == 1 and again.station.counts.balanced
     answer = again.part(picture(), picture(), number=9)
-    assert answer is not None and answer.result_id == 3, "no number comes twice"
+    assert answer is not None and answer.result_id > 2, "no number comes twice"
 
 
 def test_an_ordered_stop_answers_what_waits(make: Make) -> None:
@@ -359,7 +359,7 @@ def test_a_fault_between_disk_and_answer_does_not_count_a_trigger_twice(
     monkeypatch.setattr(rig.station, "settle_part", fails)
     with pytest.raises(RuntimeError):
         rig.part(picture(), picture())
-    assert [(a.say, a.result_id) for a in rig.answers] == [(Say.FAIL, 0)]
+    assert [(a.say, a.result_id) for a in rig.answers] == [(Say.FAIL, 1)]
     assert rig.station.counts.triggers == rig.tally.count == 1
 
 
@@ -524,3 +524,28 @@ def test_at_the_stop_nobody_is_told_any_more_that_the_station_is_ready(make: Mak
     rig.stop()
     states = [m.ready for _, m in rig.wire.told if isinstance(m, event.LineState)]
     assert states == [True, False], "the message stays at the broker"
+
+
+def test_a_row_that_could_not_be_marked_as_void_is_marked_before_any_other_is_stored(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes the row, then neither the ledger nor the mark; the PLC hears another number each time."""
+    rig = make()
+    rig.store.full = True
+    real = rig.rows.append
+
+    def full(kind: str, body: dict[str, object]) -> str:
+        raise GenealogyError("disk full")
+
+    monkeypatch.setattr(rig.rows, "append", full)
+    for number in (1, 2):
+        rig.part(picture(), picture(), number=number)
+    rig.store.full = False
+    rig.part(picture(), picture(), number=3)
+    rig.station.save()
+    assert rig.outbox.ledger()[1] == 0, "so that a start from here marks the row"
+    monkeypatch.setattr(rig.rows, "append", real)
+    rig.part(picture(), picture(), number=4)
+    assert [(a.say, a.result_id) for a in rig.answers] == [*((Say.FAIL, n) for n in (1, 2, 3)), (Say.OK, 4)]
+    assert [row.kind for row in rig.rows.find(part=1)] == ["part", "void"]
+    assert rig.rows.find(part=2) == rig.rows.find(part=3) == [] and rig.outbox.ledger()[1] == 4
