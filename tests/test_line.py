@@ -17,6 +17,7 @@ from edge.line_assembly import make_line
 from edge.line_care import override
 from edge.part import Say
 from edge.plc.desk import Refusal
+from edge.station import FAULTS_BEFORE_RESTART
 from tests.fakes import FakeClock, decoded
 from tests.line_rig import BAD, BROKEN, CAMERAS, DOUBTFUL, GOOD, TOPICS, LineRig, picture
 
@@ -549,3 +550,13 @@ def test_a_row_that_could_not_be_marked_as_void_is_marked_before_any_other_is_st
     assert [(a.say, a.result_id) for a in rig.answers] == [*((Say.FAIL, n) for n in (1, 2, 3)), (Say.OK, 4)]
     assert [row.kind for row in rig.rows.find(part=1)] == ["part", "void"]
     assert rig.rows.find(part=2) == rig.rows.find(part=3) == [] and rig.outbox.ledger()[1] == 4
+
+
+def test_a_model_that_fails_again_and_again_ends_the_run_with_every_part_answered(make: Make) -> None:
+    rig = make()
+    for number in range(1, FAULTS_BEFORE_RESTART // 2):
+        rig.part(picture(BROKEN), picture(BROKEN), number=number)
+    with pytest.raises(EdgeError, match="10 frames in a row could not be judged"):
+        rig.part(picture(BROKEN), picture(BROKEN), number=99)
+    assert len(rig.answers) == FAULTS_BEFORE_RESTART // 2 and rig.answers[-1].trigger.number == 99
+    assert rig.station.counts.losses["processing_fault"] == rig.tally.count == FAULTS_BEFORE_RESTART // 2
