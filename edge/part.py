@@ -46,7 +46,7 @@ class Answer:
     """What the line is told of a trigger. An OK exists only when all that it says is on the disk.
 
     Attributes:
-        result_id: number of the part, one higher each time, also over restarts.
+        result_id: number of the part, higher each time, also over restarts.
         reason: the stable code of the first reason, such as `defect.short`, `gate.motion` or `deadline`; "" for OK.
         until_mono_ns: an OK that is not on the wire by then has to be said as `LATE`; None: there is no deadline.
     """
