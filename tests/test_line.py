@@ -560,3 +560,19 @@ def test_a_model_that_fails_again_and_again_ends_the_run_with_every_part_answere
         rig.part(picture(BROKEN), picture(BROKEN), number=99)
     assert len(rig.answers) == FAULTS_BEFORE_RESTART // 2 and rig.answers[-1].trigger.number == 99
     assert rig.station.counts.losses["processing_fault"] == rig.tally.count == FAULTS_BEFORE_RESTART // 2
+
+
+def test_a_number_that_was_said_without_a_row_does_not_come_again_after_a_kill(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make()
+
+    def full(*_: object) -> str:
+        raise GenealogyError("disk full")
+
+    monkeypatch.setattr(rig.rows, "append_part", full)
+    said = rig.part(picture(), picture())
+    rig.kill()
+    again = make(clock=rig.clock)
+    answer = again.part(picture(), picture(), number=2)
+    assert said is not None and answer is not None and (said.result_id, answer.result_id) == (1, 2)
