@@ -105,12 +105,17 @@ class LineCare:
         self._topics = topics
         self._clock = clock
         self._memory = memory
-        saved = memory.read().get("challenge")
+        remembered = memory.read()
+        saved = remembered.get("challenge")
         state = saved if isinstance(saved, dict) else None
         now = clock.ts(), clock.mono_ns()
         self._challenge = ChallengeWatch(challenge, *now, state) if challenge is not None else None
         self._todo: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._recipe = desk.signals().recipe  # as it is told
+        if remembered.get("recipe", self._recipe) != self._recipe:
+            text = f"recipe {remembered['recipe']}, which was set before, is gone: {self._name()} is set"
+            advice = "Set the recipe of the part that the line makes, or name one in each trigger."
+            station.alarm("recipe_gone", "warning", text, advice)
         self._tick_due_ns = self._save_due_ns = 0
         self._told: LineState | None = None
         self.link: Callable[[], LinkStatus] = lambda: LinkStatus(LinkState.RECONNECTING)
@@ -204,6 +209,7 @@ class LineCare:
         if number == self._recipe:
             return
         self._recipe = number
+        self._station.over("recipe_gone")
         name = self._name()
         log.info("recipe %s (%d) from here on", name, number)
         self._station.row("recipe", {"recipe": name, "number": number})

@@ -577,3 +577,14 @@ def test_a_number_that_was_said_without_a_row_does_not_come_again_after_a_kill(
     again = make(clock=rig.clock)
     answer = again.part(picture(), picture(), number=2)
     assert said is not None and answer is not None and (said.result_id, answer.result_id) == (1, 2)
+
+
+def test_a_recipe_that_is_gone_after_a_restart_is_told(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "line.json").write_text('{"recipe": 7}')
+    rig = make()
+    assert rig.desk.signals().recipe == 1 and "recipe_gone" in rig.station.standing()
+    (alarm,) = (decoded(row.payload) for row in rig.outbox.pending(0, 10) if row.topic.endswith("/recipe_gone"))
+    assert alarm["text"] == "recipe 7, which was set before, is gone: both is set"
+    rig.desk.set_recipe(2)
+    rig.care.tick()
+    assert "recipe_gone" not in rig.station.standing()
