@@ -101,9 +101,13 @@ def _add_run(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from edge.stop import StopFlag
+
+    stop = StopFlag()
+    stop.install()  # first of all, so that a stop during the start is not lost
     from edge import config, daemon
 
-    return daemon.main(lambda: config.load(options.config))
+    return daemon.main(lambda: config.load(options.config), stop)
 
 
 def _add_check_config(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -7,12 +7,10 @@ import logging
 import os
 import platform
 import secrets
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 from edge import __version__, notify
 from edge.bundle import slots
@@ -35,6 +33,7 @@ from edge.publish import Publisher
 from edge.recipes import hash_of
 from edge.serving import open_product
 from edge.station import Serving, Station
+from edge.stop import StopFlag
 from edge.stream_watch import StreamWatch
 from edge.tally import Tally
 
@@ -49,21 +48,6 @@ CAMERAS_START_S = 10.0  # a station with a PLC is Ready then at the latest
 LOOK_S = 0.2  # how often the loop looks at what goes on beside the parts
 QUIET_S = 1.0  # how long what takes a while waits at most for a moment without a part in hand
 VERBS = ("status", "relearn", "recipe", "override")
-
-
-class StopFlag:
-    """Set by SIGTERM and SIGINT, read by the loop: a signal handler does nothing else."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def install(self) -> None:
-        """Take over the two signals of this process."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
-
-    def _request(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
 
 
 def run(config: Config, stop: StopFlag, clock: Clock | None = None) -> int:
@@ -398,10 +382,8 @@ def _claim(state: Path, down: ExitStack) -> None:
         raise ConfigError(str(state), ["another edge daemon uses this state folder; stop it first"]) from error
 
 
-def main(load: Callable[[], Config]) -> int:
-    """What `edge run` does: signals first, so that a stop during the start is not lost."""
-    stop = StopFlag()
-    stop.install()
+def main(load: Callable[[], Config], stop: StopFlag) -> int:
+    """What `edge run` does."""
     level = logging.DEBUG if os.environ.get(DEBUG_VARIABLE) else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return run(load(), stop)

@@ -92,6 +92,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.replay",
         "edge.serving",
         "edge.station",
+        "edge.stop",
         "edge.stream_watch",
     ),
     "view": ("edge.view.*",),
