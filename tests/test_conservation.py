@@ -84,13 +84,15 @@ class Station(RuleBasedStateMachine):
         for camera in CAMERAS:
             self.rig.shoot(picture(GOOD, 2), camera, 1.0)
 
-    @rule(recipe=st.sampled_from([0, 1, 2, 3, 4]), shows=st.sampled_from([GOOD, GOOD, BAD, DOUBTFUL]),
-          sharp=st.booleans())  # fmt: skip
-    def whole_part(self, recipe: int, shows: int, sharp: bool) -> None:
-        self.trigger(recipe, same_moment=False)
-        self.rig.shoot(picture(GOOD, 2, sharp), "cam1", 1.0)
-        self.rig.shoot(picture(shows, 2, sharp), "cam2", 2.0)
-        self.settle_all()
+    @rule(parts=st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 4]), st.sampled_from([GOOD, GOOD, BAD, DOUBTFUL]),
+                                   st.booleans()), min_size=2, max_size=8))  # fmt: skip
+    def whole_parts(self, parts: list[tuple[int, int, bool]]) -> None:
+        """A line as it runs most of the day: rules one by one rarely make a part that is judged to the end."""
+        for recipe, shows, sharp in parts:
+            self.trigger(recipe, same_moment=False)
+            self.rig.shoot(picture(GOOD, 2, sharp), "cam1", 1.0)
+            self.rig.shoot(picture(shows, 2, sharp), "cam2", 2.0)
+            self.settle_all()
 
     @rule()
     def turn(self) -> None:
