@@ -85,13 +85,15 @@ class Station(RuleBasedStateMachine):
             self.rig.shoot(picture(GOOD, 2), camera, 1.0)
 
     @rule(parts=st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 4]), st.sampled_from([GOOD, GOOD, BAD, DOUBTFUL]),
-                                   st.booleans()), min_size=2, max_size=8))  # fmt: skip
-    def whole_parts(self, parts: list[tuple[int, int, bool]]) -> None:
+                                   st.booleans(), st.sampled_from([2.0, 2.0, 30.0, -80.0, None])),
+                         min_size=2, max_size=8))  # fmt: skip
+    def whole_parts(self, parts: list[tuple[int, int, bool, float | None]]) -> None:
         """A line as it runs most of the day: rules one by one rarely make a part that is judged to the end."""
-        for recipe, shows, sharp in parts:
+        for recipe, shows, sharp, after_ms in parts:
             self.trigger(recipe, same_moment=False)
             self.rig.shoot(picture(GOOD, 2, sharp), "cam1", 1.0)
-            self.rig.shoot(picture(shows, 2, sharp), "cam2", 2.0)
+            if after_ms is not None:
+                self.rig.shoot(picture(shows, 2, sharp), "cam2", after_ms)
             self.settle_all()
 
     @rule()
