@@ -243,7 +243,7 @@ class Result(Envelope, kw_only=True, frozen=True):
 
     schema: str = "edge.result.v1"
     camera: str
-    part: int  # counts the node's parts, goes on over restarts
+    part: int  # goes up with the node's parts, also over restarts; a number may be left out, none comes twice
     frame: int
     name: str
     captured_ts: float
