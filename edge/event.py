@@ -117,6 +117,7 @@ class LinkCounts(msgspec.Struct, kw_only=True, frozen=True):
     late: int  # an OK that was ready and could not be said in time
     unacknowledged: int
     garbage: int  # lines or frames thrown away
+    outputs_dropped: int = 0  # pulses that were not given: their place was over, or too many waited
 
 
 class EvidenceCounts(msgspec.Struct, kw_only=True, frozen=True):

@@ -278,6 +278,7 @@ class LineCare:
             late=status.late,
             unacknowledged=status.unacknowledged + self._desk.forgotten,
             garbage=status.garbage,
+            outputs_dropped=status.outputs_dropped,
         )
         return LineHealth(
             recipe=self._name(),
