@@ -113,6 +113,7 @@ def trouble_words(link: event.LinkCounts) -> str:
         "unacknowledged": link.unacknowledged,
         "garbage": link.garbage,
         "reopened": link.reopened,
+        "pulses not given": link.outputs_dropped,
     }
     return ", ".join(f"{name} {n}" for name, n in counted.items() if n)
 
