@@ -38,8 +38,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Side by side what shares nothing; one after the other what runs whole daemons and measures their answers.
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -q --durations=10 --ignore=tests/tools
+	$(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses=4 --dist loadfile \
+		--ignore=tests/tools --ignore=tests/flow --ignore=tests/view
+	$(BIN)/python -m pytest -q --durations=10 tests/flow tests/view
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses=4 tests/tools
 
 bench: $(VENV)/.dev
