@@ -14,7 +14,7 @@ from edge.part import Trigger
 from edge.records import Frame
 
 SLICE_S = 0.1  # no wait is longer than this without a look at the stop flag and the rest of the house
-SLACK_NS = 2_000_000  # a thread that stood still gets its turn so soon after an inference
+SLACK_NS = 5_000_000  # a thread that stood still has caught up so soon after an inference
 HOLDS = 128  # inferences remembered
 
 
@@ -83,9 +83,16 @@ class Gatherer:
         self._holds: deque[tuple[int, int]] = deque(maxlen=HOLDS)
 
     def held(self, began_ns: int, ended_ns: int) -> None:
-        """An inference took that time."""
-        if self._is_held:
-            self._holds.append((began_ns, ended_ns))
+        """An inference took that time.
+
+        Those that follow each other at once are one: between them there is no time for a thread that reads a frame in
+        several pieces.
+        """
+        if not self._is_held:
+            return
+        if self._holds and began_ns - self._holds[-1][1] <= SLACK_NS:
+            began_ns = self._holds.pop()[0]
+        self._holds.append((began_ns, ended_ns))
 
     def pass_by(self, trigger: Trigger) -> None:
         """Count a trigger that is settled without a look: its frames are nobody else's."""
@@ -129,7 +136,7 @@ class Gatherer:
         crossed = []
         for camera, pairer in self._pairers.items():
             wanted = camera in aim.cameras
-            told = pairer.begin(aim.trigger, aim.takt_ms, wanted, late_ms=self._lateness_ms(aim.trigger, pairer))
+            told = pairer.begin(aim.trigger, aim.takt_ms, wanted, self._lateness_ns(aim.trigger.at_mono_ns) / 1e6)
             if told:
                 crossed.append(f"camera {camera}: {told}")
         return crossed
@@ -140,7 +147,7 @@ class Gatherer:
         """Settle what can be settled of the cameras pending; until when the others may be waited for."""
         waits = []
         for camera in tuple(pending):
-            choice = self._pairers[camera].look(frames[camera], now_ns, final)
+            choice = self._pairers[camera].look(frames[camera], now_ns, final, self._frame_lateness_ns)
             if isinstance(choice, Wait):
                 waits.append(choice.until_ns)
                 continue
@@ -154,12 +161,12 @@ class Gatherer:
                     result.late.add(camera)
         return waits
 
-    def _lateness_ms(self, trigger: Trigger, pairer: Pairer) -> float:
-        """By how much the trigger, or a frame around the moment that it wants, may have been stamped too late."""
-        begin_ns, end_ns = pairer.around_ns(trigger)
-        held = [
-            ended - began
-            for began, ended in self._holds
-            if began <= trigger.at_mono_ns <= ended + SLACK_NS or (began <= end_ns and begin_ns <= ended + SLACK_NS)
-        ]
-        return max(held, default=0) / 1e6
+    def _frame_lateness_ns(self, frame: Frame) -> int:
+        return self._lateness_ns(frame.captured_mono_ns)
+
+    def _lateness_ns(self, stamp_ns: int) -> int:
+        """By how much a stamp may be too late: as long as an inference had run by then."""
+        for began_ns, ended_ns in reversed(self._holds):
+            if began_ns <= stamp_ns <= ended_ns + SLACK_NS:
+                return min(stamp_ns, ended_ns) - began_ns
+        return 0

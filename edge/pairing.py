@@ -15,7 +15,7 @@ count follows the time only when the next part says the same.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -70,11 +70,13 @@ class Aim:
 
     Attributes:
         trigger: its number. wanted_ns: monotonic, when the part is in view. reach_ns: how far off a frame may be.
+        half_ns: half the way to the neighbours, less what the trigger may be late; None: nobody knows of one.
     """
 
     trigger: int
     wanted_ns: int
     reach_ns: int
+    half_ns: int | None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class _Shown:
     number: int
     exposed_ns: int
     aim: Aim
+
+
+def _never_late(_frame: Frame) -> int:
+    return 0
 
 
 class Pairer:
@@ -108,6 +114,7 @@ class Pairer:
         self._by_counter = camera.pairing == "counter"
         self._offset_ns, self._latency_ns = _ns(camera.offset_ms), _ns(camera.latency_ms)
         self._window_ns, self._late_ns = _ns(camera.window_ms), 0
+        self._frame_late_ns: Callable[[Frame], int] = _never_late
         self._aim: Aim | None = None
         self._open = False  # the aim has neither a frame nor a lack yet
         self._shown: _Shown | None = None
@@ -127,9 +134,9 @@ class Pairer:
         Args:
             takt_ms: the recipe's takt time, for the reach; None: only the trigger before tells how close parts are.
             wanted: False: no frame of this camera is asked for, as its recipe says; the trigger is only counted.
-            late_ms: by how much the times of this trigger and of the frames around it may have been read late: as long
-                as this process kept its other threads waiting then. It adds to the uncertainty, and where only time
-                tells the frames apart it takes from the reach.
+            late_ms: by how much the time of this trigger may have been read late: as long as this process kept its
+                other threads waiting then. It adds to the uncertainty, and where only time tells the frames apart it
+                takes from the reach.
 
         Returns:
             What is wrong with the pair before, as this trigger shows: its frame is nearer to this part. Its answer
@@ -139,25 +146,26 @@ class Pairer:
             self.lacks[Lack.GIVEN_UP] += 1
         wanted_ns = trigger.at_mono_ns + self._offset_ns
         self._late_ns = _ns(late_ms)
-        aim = Aim(trigger.number, wanted_ns, self._reach_ns(wanted_ns, takt_ms))
+        half_ns = self._half_way_ns(wanted_ns, takt_ms)
+        reach_ns = self._window_ns if half_ns is None else min(self._window_ns, half_ns)
+        aim = Aim(trigger.number, wanted_ns, reach_ns, half_ns)
         self._aim, self._open = aim, wanted
         if self._due is not None:
             self._due += 1
         return self._crossing(aim)
 
-    def around_ns(self, trigger: Trigger) -> tuple[int, int]:
-        """From when to when a frame of the trigger may have come into memory, monotonic."""
-        wanted_ns = trigger.at_mono_ns + self._offset_ns
-        return wanted_ns - self._window_ns, wanted_ns + self._window_ns + self._latency_ns
-
-    def look(self, frames: Sequence[Frame], now_ns: int, final: bool = False) -> Choice:
+    def look(
+        self, frames: Sequence[Frame], now_ns: int, final: bool = False, late_ns: Callable[[Frame], int] = _never_late
+    ) -> Choice:
         """The frame for the trigger that was begun, as far as can be said now.
 
         Args:
             frames: of this camera, oldest first.
             now_ns: monotonic, read before `frames` were looked at: all that was in memory by then is among them.
             final: there is no more time to wait: decide by what is there.
+            late_ns: by how much the time of a frame may have been read late; as `late_ms` of `begin`.
         """
+        self._frame_late_ns = late_ns
         if self._aim is None or not self._open:
             raise ValueError("a look wants a trigger that was begun and has no choice yet")
         choice = self._choose(self._aim, frames, now_ns, final)
@@ -175,9 +183,8 @@ class Pairer:
         if aim.reach_ns <= 0:
             return NoFrame(Lack.TOO_CLOSE, "it follows the trigger before so closely that no frame can be told apart")
         fresh = [f for f in frames if self._shown is None or f.number > self._shown.number]
-        best = min(fresh, key=lambda f: abs(self._off_ns(aim, f)), default=None)
-        if best is not None and abs(self._off_ns(aim, best)) > aim.reach_ns:
-            best = None
+        near = [f for f in fresh if abs(self._off_ns(aim, f)) <= self._reach_of_ns(aim, f)]
+        best = min(near, key=lambda f: abs(self._off_ns(aim, f)), default=None)
         agreed = self._by_counter and best is not None and best.number == self._due
         until_ns = self._until_ns(aim, fresh, best)
         if not agreed and not final and now_ns < until_ns:
@@ -226,14 +233,24 @@ class Pairer:
         side = "too late" if off_ns > 0 else "too early"
         return NoFrame(Lack.NONE_NEAR, f"no frame {reach}: the nearest is {abs(off_ns) / 1e6:.1f} ms {side}")
 
-    def _reach_ns(self, wanted_ns: int, takt_ms: float | None) -> int:
+    def _half_way_ns(self, wanted_ns: int, takt_ms: float | None) -> int | None:
+        """Half the way to the nearer neighbour, less the lateness of the trigger; None: there is none."""
         between = [_ns(takt_ms)] if takt_ms is not None else []
         if self._aim is not None:
             between.append(wanted_ns - self._aim.wanted_ns)
         if not between:
-            return self._window_ns
-        late_ns = 0 if self._due is not None else self._late_ns  # where the count is a second proof
-        return min(self._window_ns, (min(between) - 1) // 2 - late_ns)
+            return None
+        return (min(between) - 1) // 2 - (0 if self._counted() else self._late_ns)
+
+    def _reach_of_ns(self, aim: Aim, frame: Frame) -> int:
+        """How far off this frame may be: less where its own time may be late."""
+        if aim.half_ns is None or self._counted():
+            return aim.reach_ns
+        return min(self._window_ns, aim.half_ns - self._frame_late_ns(frame))
+
+    def _counted(self) -> bool:
+        """Whether the count is a second proof beside the time."""
+        return self._due is not None
 
     def _crossing(self, aim: Aim) -> str:
         shown = self._shown
@@ -257,7 +274,8 @@ class Pairer:
             half_ns = aim.reach_ns
         else:
             half_ns = (max(self._offsets) - min(self._offsets)) / 2
-        return Pairing(round(off_ns / 1e6, 3), round((half_ns + self._late_ns) / 1e6, 3))
+        late_ns = self._late_ns + self._frame_late_ns(frame)
+        return Pairing(round(off_ns / 1e6, 3), round((half_ns + late_ns) / 1e6, 3))
 
     def _half_interval_ns(self, aim: Aim, frames: Sequence[Frame]) -> float:
         """Half the interval between the frames around the moment; one that is not known is the camera's usual one.

@@ -516,7 +516,7 @@ def test_a_drift_watch_holds_stamps_up_as_an_inference_does(make: Make, monkeypa
     monkeypatch.setattr(rig.station, "afterwards", lambda _: rig.clock.advance(0.03))
     rig.part(picture(), recipe=2)
     held_ms = [(ended - began) / 1e6 for began, ended in rig.gatherer._holds]
-    assert held_ms == [5.0, 30.0]
+    assert held_ms == [35.0], "one after the other: as one"
 
 
 def test_at_the_stop_nobody_is_told_any_more_that_the_station_is_ready(make: Make) -> None:
@@ -588,3 +588,34 @@ def test_a_recipe_that_is_gone_after_a_restart_is_told(make: Make, tmp_path: Pat
     rig.desk.set_recipe(2)
     rig.care.tick()
     assert "recipe_gone" not in rig.station.standing()
+
+
+@pytest.mark.parametrize(
+    ("holds_ms", "stamp_ms", "late_ms", "why"),
+    [
+        ([], 50, 0, "nothing ran"),
+        ([(0, 37)], 20, 20, "it may have come when the model began"),
+        ([(0, 37)], 39, 37, "a thread that stood still has just caught up"),
+        ([(0, 37)], 45, 0, "long after it"),
+        ([(10, 37)], 5, 0, "before it"),
+        ([(0, 37), (38, 75)], 76, 75, "one after the other without a rest"),
+        ([(0, 37), (60, 97)], 98, 37, "with a rest between them"),
+    ],
+)
+def test_how_late_a_stamp_may_be(
+    make: Make, holds_ms: list[tuple[int, int]], stamp_ms: int, late_ms: int, why: str
+) -> None:
+    gatherer = make().gatherer
+    for began, ended in holds_ms:
+        gatherer.held(began * 1_000_000, ended * 1_000_000)
+    assert gatherer._lateness_ns(stamp_ms * 1_000_000) == late_ms * 1_000_000, why
+
+
+def test_an_inference_that_was_over_before_takes_nothing_from_the_reach(make: Make) -> None:
+    """Ten parts a second, 40 ms each, and a camera that runs free at 30 a second: the nearest frame is 15 ms off."""
+    rig = make()
+    rig.gatherer.held(rig.clock.mono_ns() - 60_000_000, rig.clock.mono_ns() - 20_000_000)
+    rig.trigger(1, recipe=2)
+    rig.shoot(picture(), "cam1", after_ms=15)
+    rig.line.turn(0)
+    assert rig.answers[0].say is Say.OK

@@ -297,6 +297,7 @@ class Line:
     stamped: list[float]
     wrong: list[int] = field(default_factory=list)
     paired: int = 0
+    late_ms: float = 0.0
 
     def run(
         self,
@@ -306,6 +307,7 @@ class Line:
         late_ms: float = 0.0,
     ) -> Line:
         """Serve the triggers as a station does: one after the other, each when the one before is settled."""
+        self.late_ms = late_ms
         shots = [frame(k + 1, at) for k, at in enumerate(self.stamped)]
         free_ms = 0.0
         for k in sorted(self.read, key=lambda k: self.read[k]):
@@ -321,7 +323,7 @@ class Line:
     def _serve(self, pair: Pairer, shots: list[Frame], now_ms: float) -> tuple[Choice, float]:
         while True:
             come = bisect.bisect_right(self.stamped, now_ms)
-            choice = pair.look(shots[max(0, come - RING) : come], ns(now_ms))
+            choice = pair.look(shots[max(0, come - RING) : come], ns(now_ms), late_ns=lambda _frame: ns(self.late_ms))
             if not isinstance(choice, Wait):
                 return choice, now_ms
             assert choice.until_ns > ns(now_ms), "a wait must end"
