@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from edge.part import Part, Trigger
 from edge.records import Detections, GateResult, Inspection, Loss, Reason, Scores, Verdict, VerdictKind
 from tests.disks import small_disk
 from tests.fakes import FakeClock, flat, frame
+from tests.sqlite_damage import cut_in_half, garbage, other_program, scribble, sql
 
 ROOT = Path(__file__).parent.parent
 ABOUT = About("bundle-digest", "config-hash", ("open", "short"))
@@ -399,47 +400,16 @@ def _run_and_kill(path: Path, boot: str, after_s: float) -> dict[int, str]:
 # Damage.
 
 
-def _garbage(path: Path) -> None:
-    path.write_bytes(b"this is not a database, it only looks like a long file" * 100)
-
-
-def _cut_in_half(path: Path) -> None:
-    os.truncate(path, os.path.getsize(path) // 2 // 4096 * 4096)
-
-
-def _scribble(path: Path) -> None:
-    with open(path, "r+b") as file:
-        for page in range(1, 10):
-            file.seek(page * 4096)
-            file.write(os.urandom(64))
-
-
-def _other_program(path: Path) -> None:
-    path.unlink()
-    db = sqlite3.connect(path)
-    db.executescript("CREATE TABLE theirs (a); INSERT INTO theirs VALUES (1);")
-    db.close()
-
-
-def _sql(statement: str) -> Callable[[Path], None]:
-    def run(path: Path) -> None:
-        db = sqlite3.connect(path, isolation_level=None)
-        db.execute(statement)
-        db.close()
-
-    return run
-
-
 DAMAGES = {
-    "garbage": _garbage,
-    "half of it": _cut_in_half,
-    "scribbled over": _scribble,
-    "another program's": _other_program,
-    "a later version's": _sql("PRAGMA user_version=99"),
-    "a row near the end is gone": _sql("DELETE FROM row WHERE n = 48"),
-    "the last row was altered": _sql("UPDATE row SET body = CAST(replace(body, 'pcb', 'cpb') AS BLOB) WHERE n = 51"),
-    "a number near the end is none": _sql("UPDATE row SET hash = 7 WHERE n = 49"),
-    "no table": _sql("DROP TABLE row"),
+    "garbage": garbage,
+    "half of it": cut_in_half,
+    "scribbled over": scribble,
+    "another program's": other_program,
+    "a later version's": sql("PRAGMA user_version=99"),
+    "a row near the end is gone": sql("DELETE FROM row WHERE n = 48"),
+    "the last row was altered": sql("UPDATE row SET body = CAST(replace(body, 'pcb', 'cpb') AS BLOB) WHERE n = 51"),
+    "a number near the end is none": sql("UPDATE row SET hash = 7 WHERE n = 49"),
+    "no table": sql("DROP TABLE row"),
 }
 
 
@@ -515,7 +485,7 @@ def test_reader_names_what_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "genealogy.db").write_bytes(b"")
     with pytest.raises(GenealogyDamagedError, match=r"genealogy\.db cannot be read: it is empty"):
         GenealogyReader(tmp_path / "genealogy.db")
-    _garbage(tmp_path / "genealogy.db")
+    garbage(tmp_path / "genealogy.db")
     with pytest.raises(GenealogyDamagedError, match="file is not a database"):
         GenealogyReader(tmp_path / "genealogy.db")
 

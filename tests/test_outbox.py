@@ -33,6 +33,7 @@ from edge.errors import OutboxError
 from edge.event import Alarm, Envelope, LedgerCounts
 from edge.outbox import CHUNK, RESERVE, Draft, Kind, Outbox, Row
 from edge.records import VerdictKind
+from tests.sqlite_damage import cut_in_half, garbage, other_program, scribble, sql
 
 ROOT = Path(__file__).parent.parent
 QUOTA = 1_000_000
@@ -271,34 +272,6 @@ def test_second_process_is_refused(box: Outbox, tmp_path: Path, monkeypatch: pyt
     assert add(box) == [2]
 
 
-def _garbage(path: Path) -> None:
-    path.write_bytes(b"this is not a database, it only looks like a long file" * 100)
-
-
-def _cut_in_half(path: Path) -> None:
-    os.truncate(path, os.path.getsize(path) // 2 // 4096 * 4096)
-
-
-def _scribble(path: Path) -> None:
-    with open(path, "r+b") as file:
-        for page in range(1, 10):
-            file.seek(page * 4096)
-            file.write(os.urandom(64))
-
-
-def _other_program(path: Path) -> None:
-    path.unlink()
-    db = sqlite3.connect(path)
-    db.executescript("CREATE TABLE theirs (a); INSERT INTO theirs VALUES (1);")
-    db.close()
-
-
-def _later_version(path: Path) -> None:
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version=99")
-    db.close()
-
-
 def _row_lost(path: Path) -> None:
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("DELETE FROM message WHERE seq = 7")
@@ -312,7 +285,7 @@ def _books_lost(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [_garbage, _cut_in_half, _scribble, _other_program, _later_version, _row_lost, _books_lost]
+    "damage", [garbage, cut_in_half, scribble, other_program, sql("PRAGMA user_version=99"), _row_lost, _books_lost]
 )
 def test_damaged_or_foreign_file_is_set_aside_and_numbers_go_on(
     tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
@@ -382,7 +355,7 @@ def test_numbers_do_not_repeat_over_many_reserves(tmp_path: Path) -> None:
     for _ in range(30):
         last = add(box, *[draft(size=0)] * 100)[-1]
     box.close()
-    _garbage(tmp_path / "outbox.db")
+    garbage(tmp_path / "outbox.db")
     box = open_box(tmp_path)
     assert last < add(box)[0] <= last + RESERVE + 2
     box.close()
