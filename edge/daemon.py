@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge import __version__, notify
 from edge.bundle import slots
@@ -24,11 +25,9 @@ from edge.errors import DEBUG_VARIABLE, ConfigError, EdgeError, GenealogyError, 
 from edge.event import Books, CameraState, Info, LedgerCounts, Response, State, Topics
 from edge.fronts import FreeRunning, Front
 from edge.keeping import open_kept, restore
-from edge.line_assembly import make_line
 from edge.line_care import LineCare, override
 from edge.outbox import Outbox
 from edge.plc.desk import Desk
-from edge.plc.link import Link
 from edge.publish import Publisher
 from edge.recipes import hash_of
 from edge.serving import open_product
@@ -36,6 +35,9 @@ from edge.station import Serving, Station
 from edge.stop import StopFlag
 from edge.stream_watch import StreamWatch
 from edge.tally import Tally
+
+if TYPE_CHECKING:
+    from edge.plc.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +162,8 @@ class Daemon:
         if self._config.plc is None:
             self._front: Front = FreeRunning(Intake(on_trigger=self._tally.add), self.station)
             return
+        from edge.line_assembly import make_line  # only a line with a PLC needs what it imports
+
         made = make_line(
             self._config, self.product, self.station, self._publisher, self._topics, self._clock, self._tally.add,
             self._meanwhile,
