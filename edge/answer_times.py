@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 # Buckets grow by 4 %, so that the middle of one (by ratio) is within 2 % of all in it.
 GROWTH = 1.04
@@ -27,7 +25,7 @@ class Percentiles:
 
 
 class Histogram:
-    """Counts times by length on a logarithmic scale; one of a run or of many, merged.
+    """Counts times by length on a logarithmic scale; in constant memory.
 
     >>> times = Histogram()
     >>> for ms in (10.0, 11.0, 12.0, 90.0):
@@ -91,39 +89,6 @@ class Histogram:
         if not used:
             return []
         return [(_edge_ms(i), _edge_ms(i + 1), self._counts[i]) for i in range(used[0], used[-1] + 1)]
-
-    def merge(self, other: Histogram) -> None:
-        """Take in all times of another."""
-        self._counts = [a + b for a, b in zip(self._counts, other._counts, strict=True)]
-        self.count += other.count
-        self.min_ms, self.max_ms = min(self.min_ms, other.min_ms), max(self.max_ms, other.max_ms)
-
-    def state(self) -> dict[str, Any]:
-        """What `from_state` makes the same histogram of; of JSON's types alone."""
-        used = {str(index): count for index, count in enumerate(self._counts) if count}
-        return {"growth": GROWTH, "min_ms": self.min_ms if self.count else 0.0, "max_ms": self.max_ms, "buckets": used}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Histogram:
-        """The histogram that gave this state.
-
-        Raises:
-            ValueError: it is none, or of other buckets than ours.
-        """
-        histogram = cls()
-        try:
-            if state["growth"] != GROWTH:
-                raise ValueError(f"its buckets grow by {state['growth']}, ours by {GROWTH}")
-            for index, count in state["buckets"].items():
-                if not 0 <= int(index) < BUCKETS or int(count) <= 0:
-                    raise ValueError(f"bucket {index} with {count} times")
-                histogram._counts[int(index)] = int(count)
-            histogram.count = sum(histogram._counts)
-            if histogram.count:
-                histogram.min_ms, histogram.max_ms = float(state["min_ms"]), float(state["max_ms"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"this is no state of a histogram of times: {error}") from error
-        return histogram
 
 
 class AnswerTimes:

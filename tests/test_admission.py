@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -248,15 +247,11 @@ def test_admitted_parts_are_rarely_late_on_a_noisy_line() -> None:
     assert station.late <= 12
 
 
-def test_its_memory_is_bounded_and_a_call_takes_microseconds() -> None:
+def test_its_memory_is_bounded() -> None:
     rng = np.random.default_rng(0)
     admission = Admission(0, 0)
     took = [int(ns) for ns in rng.gamma(4, 1e6, 3 * MOST)]
-    best_us = np.inf
     for k, ns in enumerate(took):
-        began = time.perf_counter()
         admission.add_frame(k * MS, ns)
         admission.admits(k * MS, k * MS + 20 * MS, 3)
-        best_us = min(best_us, (time.perf_counter() - began) * 1e6) if k > 2 * MOST else best_us
     assert len(admission._frame) <= MOST and len(admission._frame._sorted) == len(admission._frame)
-    assert best_us < 50

@@ -263,13 +263,13 @@ def test_what_cannot_be_kept_up_with_is_dropped_counted_and_told_in_the_recordin
     assert gap.data["from_ts"] <= gap.data["to_ts"]
 
 
-def test_note_part_costs_microseconds(tmp_path):
+def test_note_part_only_hands_over(tmp_path):
+    """Nothing is packed or written in the thread that judges: here no writer runs at all."""
     parts = [part("NG", n, f"SN{n}", ("cam1", "cam2", "cam3")) for n in range(200)]
     recorder = Recorder(tmp_path, RecorderSettings(), FakeClock(), SESSION)
-    began = time.perf_counter()
     for one in parts:
         recorder.note_part(one)
-    assert (time.perf_counter() - began) / len(parts) < 1e-3  # about 20 us on an idle machine
+    assert list(tmp_path.iterdir()) == [] and recorder.counts().dropped == 0
 
 
 def damaged(path: Path, how: str) -> None:
