@@ -38,6 +38,10 @@ setup(
         # versions, 3.16.1 is the first whose serial writes have a time limit (3.16.0 was withdrawn).
         "pymodbus==3.16.1",
         "pyserial>=3.5,<4",
+        # Whom bundles are believed. Pure Python on top of cryptography, which has wheels for aarch64.
+        "tuf>=7,<8",
+        "securesystemslib[crypto]>=1.6,<2",
+        "urllib3>=2,<3",
         "tomli>=2; python_version < '3.11'",
         "tomli-w>=1,<2",
         f"paddlelite==2.13rc0; {HAS_PADDLE_LITE}",
@@ -67,7 +71,6 @@ setup(
             "scipy",
         ],
         "test": [
-            "cryptography",  # certificates for the broker tests
             "packaging",
             "psutil",
             "pytest>=8",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from edge import __version__, incident
+from edge import __version__, cli_bundle, cli_doctor, incident
 from edge.errors import DEBUG_VARIABLE, EdgeError, UsageError
 
 if TYPE_CHECKING:  # commands import what they need when they run, so that each starts at once
@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_check_config(commands)
     _add_replay(commands)
     _add_calibrate(commands)
-    _add_bundle(commands)
+    cli_bundle.add(commands)
+    cli_doctor.add(commands)
     _add_audit(commands)
     _add_incident(commands)
     _add_watch(commands)
@@ -246,38 +247,6 @@ def _calibrate_anomaly(options: argparse.Namespace) -> int:
     if proposal.limit.extrapolated:
         print(f"# {n} frames do not show {options.overkill:g} of all: the limit is what their worst fifth suggests")
     print(f"[anomaly]\nreview = {proposal.limit.threshold:.5g}")
-    return OK
-
-
-def _add_bundle(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("bundle", help="install and inspect model bundles")
-    what = parser.add_subparsers(title="what", required=True, metavar="WHAT")
-    install = what.add_parser("install", help="check a bundle, copy it to this box and make it the active one")
-    install.add_argument("folder", type=Path, metavar="DIR")
-    install.add_argument("--state", type=Path, default=STATE, help="the daemon's state folder")
-    install.set_defaults(command=_bundle_install)
-    status = what.add_parser("status", help="which bundle is active")
-    status.add_argument("--state", type=Path, default=STATE, help="the daemon's state folder")
-    status.set_defaults(command=_bundle_status)
-
-
-def _bundle_install(options: argparse.Namespace) -> int:
-    from edge import config, serving
-    from edge.bundle import slots
-
-    # Loaded from where it lies before anything is copied: what does not run here is not installed.
-    serving.open_product(options.folder, config.Runtime())
-    installed = slots.install(options.folder, options.state)
-    print(f"active: {installed}; restart the daemon to serve it")
-    return OK
-
-
-def _bundle_status(options: argparse.Namespace) -> int:
-    from edge.bundle import manifest, slots
-
-    folder = slots.active(options.state)
-    read = manifest.read(folder)
-    print(f"active: {read.product} {read.version}, digest {manifest.digest(read)}, in {folder.resolve()}")
     return OK
 
 

@@ -25,6 +25,8 @@ Fps = Annotated[float, Meta(gt=0, le=1000)]
 _PROVIDER = "the name of an execution provider, such as `CPUExecutionProvider` or `CUDAExecutionProvider`"
 Provider = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]{1,40}ExecutionProvider\Z", description=_PROVIDER)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
+_PRODUCT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"  # as a manifest's
+_PRODUCT = "the name of a product, of 1 to 64 letters, digits, `-` or `_`"
 # What the wire can carry; `-` alone stands there for a part without a serial.
 _SERIAL = "1 to 64 printable ASCII characters without space and `*`, and not `-` alone"
 Serial = Annotated[str, Meta(pattern=r"^(?!-\Z)[!-)+-~]{1,64}\Z", description=_SERIAL)]
@@ -231,6 +233,32 @@ class RecorderSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown
     quota_mb: Positive = 500.0
 
 
+class Update(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Where new bundles come from, and whom they are believed."""
+
+    root: Text = "/etc/edge/trust/root.json"  # the root of trust: whoever signs by it is believed
+    development: bool = False  # a root that was made for development is believed, too
+    product: Annotated[str, Meta(pattern=_PRODUCT_PATTERN, description=_PRODUCT)] | None = (
+        None  # None: the active one's
+    )
+    url: Annotated[str, Meta(pattern=r"^https?://\S+\Z", description="an https:// or http:// address")] | None = None
+    ca_file: Text | None = None  # of an https server; None: the system's certificate authorities
+    kb_s: Annotated[float, Meta(ge=0, le=10_000_000)] = 0.0  # a download takes at most so much of the network; 0: all
+    usb: bool = True  # sticks are looked at
+
+
+class TrialSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What a new bundle has to stand on live parts before it stays."""
+
+    shadow_parts: Annotated[int, Meta(ge=0, le=1_000_000)] = 50  # seen beside the old one first; 0: none
+    shadow_minutes: Annotated[float, Meta(ge=0, le=10_080)] = 30.0  # it waits at most so long for spare time
+    disagree_max: Annotated[float, Meta(ge=0, le=1)] = 0.2  # share of parts on which the two may differ
+    parts: Annotated[int, Meta(ge=1, le=1_000_000)] = 200  # healthy ones, in charge, and
+    minutes: Annotated[float, Meta(ge=0, le=10_080)] = 10.0
+    reject_rise: Annotated[float, Meta(ge=0, le=1)] = 0.2  # share of parts that are not OK may rise by so much
+    latency_factor: Annotated[float, Meta(ge=1, le=100)] = 2.0  # a frame's time may grow to so many times
+
+
 class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One site config, as checked by `load`."""
 
@@ -247,6 +275,8 @@ class Config(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     evidence: EvidenceSettings = EvidenceSettings()
     genealogy: GenealogySettings = GenealogySettings()
     recorder: RecorderSettings = RecorderSettings()
+    update: Update = Update()
+    trial: TrialSettings = TrialSettings()
 
 
 def _unique_ids(cameras: Sequence[Any]) -> str | None:

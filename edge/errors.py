@@ -72,3 +72,11 @@ class UsageError(EdgeError):
 
 class IncidentError(EdgeError):
     """A recording or an incident file that cannot be written, read or judged again."""
+
+
+class TrustError(BundleError):
+    """Something of a bundle repository that is not believed. `code` says why in one word, for machines."""
+
+    def __init__(self, code: str, text: str) -> None:
+        self.code = code
+        super().__init__(text)

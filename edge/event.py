@@ -345,6 +345,84 @@ class Drift(Envelope, kw_only=True, frozen=True):
     evidence: str  # folder on the node with the frames that show it best, "" without
 
 
+class BundleRef(msgspec.Struct, kw_only=True, frozen=True):
+    """One bundle that this box holds."""
+
+    product: str
+    version: int
+    digest: str
+    signed: bool  # False: it was installed by hand, and nobody vouched for it
+    origin: str  # usb, network, local
+
+
+class ShadowCounts(msgspec.Struct, kw_only=True, frozen=True):
+    """What a new bundle said of live parts beside the one in charge."""
+
+    seen: int
+    wanted: int
+    agreed: int
+    stricter: int  # it would not have passed a part that passed
+    laxer: int  # it would have passed a part that did not
+    other: int  # neither passes, for other reasons
+    no_time: int  # parts at which there was no spare time for it
+
+
+class TrialCounts(msgspec.Struct, kw_only=True, frozen=True):
+    """How a new bundle does in charge."""
+
+    parts: int
+    wanted: int
+    minutes: float
+    wanted_minutes: float
+    starts: int
+    not_ok_share: float
+    usual_not_ok_share: float | None  # of the bundle before it; None: not known
+    frame_ms: Ms
+    usual_frame_ms: float | None
+
+
+class UpdateOutcome(msgspec.Struct, kw_only=True, frozen=True):
+    """What became of one attempt to bring a bundle, or of one that is on trial."""
+
+    outcome: str  # running, installed, nothing_new, refused, failed, committed, returned, rolled_back
+    code: str  # why, in one word for machines; "" where all is well
+    text: str  # why, in a sentence for people
+    advice: str = ""
+    source: str = ""  # usb, network, local, or the address
+    bundle: str = ""  # product and version
+    transaction: str = ""  # of the request, "" without
+    ts: float = 0.0
+
+
+class BundleState(Envelope, kw_only=True, frozen=True):
+    """Retained on `bundle`: which one is in charge, which is coming, and what became of the last attempt."""
+
+    schema: str = "edge.bundle.v1"
+    stage: str  # committed, shadow, trial
+    active: BundleRef
+    previous: BundleRef | None
+    candidate: BundleRef | None
+    shadow: ShadowCounts | None
+    trial: TrialCounts | None
+    last: UpdateOutcome | None
+
+
+class Disagreement(Envelope, kw_only=True, frozen=True):
+    """On `bundle/disagreement`: a part on which the bundle in shadow and the one in charge differ."""
+
+    schema: str = "edge.disagreement.v1"
+    camera: str
+    frame: int
+    part: int
+    active: str  # the verdict that counted
+    candidate: str
+    active_reasons: list[Why]
+    candidate_reasons: list[Why]
+    active_digest: str
+    candidate_digest: str
+    evidence: str = ""  # folder on the node with the frame and both opinions, "" when none is kept
+
+
 class Response(Envelope, kw_only=True, frozen=True):
     """On `response/<verb>`, the answer to `request/<verb>`."""
 
@@ -376,9 +454,19 @@ class OverrideRequest(Request, kw_only=True, frozen=True):
     reason: str
 
 
+class UpdateRequest(Request, kw_only=True, frozen=True):
+    """On `request/update`: look for a newer bundle now. What becomes of it is told on `bundle`."""
+
+
+class RollbackRequest(Request, kw_only=True, frozen=True):
+    """On `request/rollback`: go back to the bundle before this one."""
+
+    reason: str
+
+
 PAYLOADS: tuple[type[msgspec.Struct], ...] = (
     State, Info, Health, Books, CameraState, LineState, Result, PartResult, Reject, Alarm, Drift, Response, Request,
-    RecipeRequest, OverrideRequest,
+    RecipeRequest, OverrideRequest, BundleState, Disagreement, UpdateRequest, RollbackRequest,
 )  # fmt: skip
 
 
@@ -421,6 +509,14 @@ class Topics:
     @property
     def part(self) -> str:
         return self._at("part")
+
+    @property
+    def bundle(self) -> str:
+        return self._at("bundle")
+
+    @property
+    def disagreement(self) -> str:
+        return self._at("bundle", "disagreement")
 
     def camera(self, camera: str, what: str) -> str:
         """`what` is state, result, reject, image or drift."""

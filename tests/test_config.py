@@ -65,7 +65,7 @@ def problems(text: str | bytes, tmp_path: Path) -> list[str]:
         (CAMERA + '[station]\nnode = "a\\n"', 'station.node = "a\\n": must be', "a hidden line end"),
         (CAMERA + "[station]\nnode = 2024-01-01", 'station.node = "2024-01-01": must be', "a TOML date is no text"),
         (CAMERA + '[runtime]\nprefer = "onnx"', 'prefer = "onnx": must be one of "auto"', "an unknown runtime"),
-        (CAMERA + '[runtime]\nproviders = ["cuda"]', "providers = [\"cuda\"]: must be a list", "short names"),
+        (CAMERA + '[runtime]\nproviders = ["cuda"]', 'providers = ["cuda"]: must be a list', "short names"),
         (CAMERA + "[runtime]\nproviders = []", "providers = []: must be a list of at least 1", "none"),
         (CAMERA + '[runtime]\nproviders = "CPUExecutionProvider"', "must be a list of at least 1", "one is a list too"),
         (
@@ -98,7 +98,7 @@ def problems(text: str | bytes, tmp_path: Path) -> list[str]:
         (CAMERA + MASTER, "[challenge] is given without [plc]", "nobody would say a serial"),
         (PLC + MASTER.replace("M1", "M 1"), 'serial = "M 1": must be 1 to 64', "no trigger can carry a space"),
         (PLC + MASTER.replace("M1", "-"), 'serial = "-": must be 1 to 64', "on the wire that is: no serial"),
-        (PLC + MASTER.replace("M1", "Prüf"), 'must be 1 to 64 printable ASCII', "nor other letters"),
+        (PLC + MASTER.replace("M1", "Prüf"), "must be 1 to 64 printable ASCII", "nor other letters"),
         (PLC + MASTER + '[[challenge.master]]\nserial = "M1"', "several masters have the serial M1", "which one?"),
         (PLC + "[challenge]\nevery_h = 8", "challenge.master: missing", "a challenge without masters"),
         (

@@ -45,9 +45,12 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.pairing",
         "edge.part_record",
         "edge.preprocess",
+        "edge.probation",
+        "edge.shadow",
         "edge.stopwatch",
         "edge.trend",
     ),
+    "adapter pulse": ("edge.pulse",),
     "clock": ("edge.clock", "edge.files", "edge.sqlite_file"),  # what every adapter may use
     "adapter bundle": ("edge.bundle.*",),
     "adapter capture": ("edge.capture.*",),
@@ -75,10 +78,12 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.calibrate",
         "edge.daemon",
         "edge.drift_replay",
+        "edge.doctor.*",
         "edge.incident",
         "edge.incident_export",
         "edge.incident_file",
         "edge.incident_replay",
+        "edge.installing",
         "edge.judges",
         "edge.fronts",
         "edge.gather",
@@ -89,14 +94,17 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.line_care",
         "edge.loading",
         "edge.ports",
+        "edge.proving",
         "edge.replay",
         "edge.serving",
         "edge.station",
         "edge.stop",
         "edge.stream_watch",
+        "edge.succession",
+        "edge.updating",
     ),
     "view": ("edge.view.*",),
-    "top": ("edge.cli", "edge.__main__"),
+    "top": ("edge.cli", "edge.cli_bundle", "edge.cli_doctor", "edge.__main__"),
     "tools": ("tools.*",),
 }
 
@@ -123,6 +131,7 @@ ALSO: Mapping[str, tuple[str, ...]] = {
 # Libraries that only these modules may import. What is in neither table may not be imported by `edge` at all.
 SOLE_IMPORTERS: Mapping[str, tuple[str, ...]] = {
     "amqtt": ("edge.view.*",),
+    "cryptography": ("edge.bundle.*", "edge.doctor.*"),
     "matplotlib": ("edge.drift.chart",),
     "onnxruntime": ("edge.predictor",),
     "paddlelite": ("edge.predictor",),
@@ -133,8 +142,11 @@ SOLE_IMPORTERS: Mapping[str, tuple[str, ...]] = {
     "pyarrow": ("edge.audit",),
     "sqlite3": ("edge.genealogy", "edge.outbox", "edge.sqlite_file"),
     "tomli": ("edge.settings",),
+    "securesystemslib": ("edge.bundle.*",),
     "tomli_w": ("edge.settings",),
     "tomllib": ("edge.settings",),
+    "tuf": ("edge.bundle.*",),
+    "urllib3": ("edge.bundle.*",),
 }
 EVERYWHERE = ("cv2", "msgspec", "numpy")
 
