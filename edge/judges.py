@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,10 +60,10 @@ def all_wanted(recipes: Sequence[Recipe]) -> Recipe:
     )
 
 
-def open_judges(
+def opening_judges(
     folder: Path, manifest: Manifest, recipe: Recipe, runtime: Runtime, trial_marks: Path | None = None
-) -> Judges:
-    """Load the judges in this thread, each tried in a child process first.
+) -> Generator[None, None, Judges]:
+    """Load the judges in this thread, each tried in a child process first; a step ends after each.
 
     Raises:
         BundleError: settings that cannot be used or are another model's, or nothing of a judge runs on this device.
@@ -79,12 +79,15 @@ def open_judges(
     if "gate" in manifest.judges and recipe.gate.classifier != "never":
         settings = gate_classifier.read_settings(*_settings(folder, manifest, "gate"))
         classifier = GateClassifier(network("gate"), settings, recipe.gate)
+        yield
     if "anomaly" in manifest.judges and recipe.anomaly.use:
         found = anomaly.read_settings(*_settings(folder, manifest, "anomaly"))
         foreign = AnomalyJudge(network("anomaly"), found, recipe.anomaly.review)
+        yield
     if "drift" in manifest.judges and recipe.drift.use:
         drift = drift_settings.decode(*_settings(folder, manifest, "drift"))
         autoencoder = network("drift") if drift.autoencoder is not None else None
+        yield
     judges = Judges(classifier, foreign, drift, autoencoder)
     _try_on_grey(judges, manifest)
     return judges

@@ -51,6 +51,25 @@ def open_model(
     return load(artifact.runtime, model, runtime.threads, shape=shape, providers=providers, cache=trial_marks)
 
 
+def try_models(folder: Path, manifest: Manifest, shape: Shape, runtime: Runtime, trial_marks: Path | None) -> None:
+    """Try every model of the bundle that this device would run, where no mark says that it was tried. Any thread.
+
+    Args:
+        shape: of the detector's input.
+
+    Raises:
+        BundleError: nothing in the bundle runs here.
+        PredictorError: a model cannot be loaded or run here.
+    """
+    shapes: dict[JudgeName | None, Shape] = {name: (1, *judge.shape) for name, judge in manifest.judges.items()}
+    shapes[None] = shape
+    for judge, its_shape in shapes.items():
+        artifact = chosen(manifest, runtime, judge)
+        sha256 = manifest.files.get(artifact.file, manifests.digest(manifest))
+        providers = providers_of(artifact, runtime)
+        _try_once(artifact, folder / artifact.file, its_shape, providers, trial_marks, sha256)
+
+
 def _try_once(
     artifact: Artifact, model: Path, shape: Shape, providers: Sequence[str], marks: Path | None, sha256: str
 ) -> None:

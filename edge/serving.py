@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from edge.bundle.manifest import Artifact, Manifest
 from edge.config import Runtime
 from edge.detect import Detector, DetectSettings
 from edge.errors import BundleError
-from edge.judges import Judges, all_wanted, check_wanted, open_judges
+from edge.judges import Judges, all_wanted, check_wanted, opening_judges
 from edge.pipeline import Pipeline
 from edge.predictor import Predictor, installed_runtimes
 from edge.preprocess import InputSpec
 from edge.recipe import DetectRecipe, Recipe
 from edge.recipes import RecipeSet
+from edge.steps import all_of
 
 # What offline commands report, whatever the recipe says: whoever measures accuracy needs the whole curve.
 EVERYTHING = 0.01
@@ -127,8 +128,75 @@ def open_product(
         ConfigError: the recipe cannot be used.
         PredictorError: the model cannot be loaded or run here.
     """
-    manifest = manifests.read(folder)
+    steps = opening(
+        folder,
+        runtime,
+        recipe_file=recipe_file,
+        recipe_folder=recipe_folder,
+        cameras=cameras,
+        min_confidence=min_confidence,
+        trial_marks=trial_marks,
+    )
+    return all_of(steps)
+
+
+def opening(
+    folder: Path,
+    runtime: Runtime,
+    *,
+    recipe_file: Path | None = None,
+    recipe_folder: Path | None = None,
+    cameras: Sequence[str] = (),
+    min_confidence: float | None = None,
+    trial_marks: Path | None = None,
+    manifest: Manifest | None = None,
+) -> Generator[None, None, Product]:
+    """`open_product` in steps of some ten milliseconds, so that a station opens another bundle between two parts.
+
+    Args:
+        manifest: of the bundle, when its files were checked already; see `prepare`.
+
+    Raises:
+        EdgeError: as `open_product`, in any step.
+    """
+    manifest = manifest or manifests.read(folder)
     artifact = loading.chosen(manifest, runtime)
+    recipes = _recipes_of(folder, manifest, recipe_file, recipe_folder, cameras)
+    recipe = recipes.recipes[0]
+    spec = input_spec(manifest)
+    digest = manifests.digest(manifest)
+    yield
+    shape = (1, spec.channels, spec.height, spec.width)
+    predictor = loading.open_model(folder, manifest, artifact, shape, runtime, trial_marks)
+    yield
+    _check_outputs(predictor, manifest, spec)
+    yield
+    settings = DetectSettings(
+        strides=tuple(manifest.strides),
+        **_limits_of(recipe.detect, min_confidence),
+    )
+    judges = yield from opening_judges(folder, manifest, all_wanted(recipes.recipes), runtime, trial_marks)
+    align = judges.anomaly.settings.align if judges.anomaly is not None else None
+    detector = Detector(predictor, spec, settings, Aligner(align) if align is not None else None)
+    providers = tuple(loading.providers_of(artifact, runtime))
+    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, judges, recipes, providers)
+
+
+def prepare(folder: Path, runtime: Runtime, trial_marks: Path | None) -> Manifest:
+    """What of opening a bundle may happen in any thread: check its files, try its models in child processes.
+
+    Raises:
+        EdgeError: as `open_product`.
+    """
+    manifest = manifests.read(folder)
+    spec = input_spec(manifest)
+    loading.try_models(folder, manifest, (1, spec.channels, spec.height, spec.width), runtime, trial_marks)
+    return manifest
+
+
+def _recipes_of(
+    folder: Path, manifest: Manifest, recipe_file: Path | None, recipe_folder: Path | None, cameras: Sequence[str]
+) -> RecipeSet:
     if recipe_folder is not None:
         recipes = recipe_sets.load_set(recipe_folder, manifest.classes, cameras)
     else:
@@ -136,21 +204,7 @@ def open_product(
         recipes = recipe_sets.set_of_one(alone, cameras) if cameras else RecipeSet((alone,))
     for each in recipes.recipes:
         check_wanted(manifest, each)
-    recipe = recipes.recipes[0]
-    spec = input_spec(manifest)
-    digest = manifests.digest(manifest)
-    shape = (1, spec.channels, spec.height, spec.width)
-    predictor = loading.open_model(folder, manifest, artifact, shape, runtime, trial_marks)
-    _check_outputs(predictor, manifest, spec)
-    settings = DetectSettings(
-        strides=tuple(manifest.strides),
-        **_limits_of(recipe.detect, min_confidence),
-    )
-    judges = open_judges(folder, manifest, all_wanted(recipes.recipes), runtime, trial_marks)
-    align = judges.anomaly.settings.align if judges.anomaly is not None else None
-    detector = Detector(predictor, spec, settings, Aligner(align) if align is not None else None)
-    providers = tuple(loading.providers_of(artifact, runtime))
-    return Product(manifest, artifact, recipe, spec, predictor, detector, digest, judges, recipes, providers)
+    return recipes
 
 
 def _limits_of(recipe: DetectRecipe, min_confidence: float | None = None) -> dict[str, Any]:

@@ -47,6 +47,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.preprocess",
         "edge.probation",
         "edge.shadow",
+        "edge.steps",
         "edge.stopwatch",
         "edge.trend",
     ),
