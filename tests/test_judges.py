@@ -13,6 +13,7 @@ from edge.config import Runtime
 from edge.errors import BundleError, ConfigError
 from edge.judges import Judges, opening_judges
 from edge.recipe import AnomalyRecipe, DriftRecipe, GateRecipe, Recipe
+from edge.steps import all_of
 from tests.flow.rig import PCB
 
 
@@ -31,7 +32,7 @@ def with_judges(plain: Manifest) -> Manifest:
 
 
 def test_a_bundle_without_judges_has_none(plain: Manifest, tmp_path: Path) -> None:
-    assert all_of(opening_judges(tmp_path, plain, Recipe(), Runtime()) == Judges())
+    assert all_of(opening_judges(tmp_path, plain, Recipe(), Runtime())) == Judges()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_judge_that_is_wanted_and_lacks_its_settings_is_named(
 
 def test_what_the_recipe_does_not_want_is_not_even_opened(plain: Manifest, tmp_path: Path) -> None:
     recipe = Recipe(gate=GateRecipe(classifier="never"), anomaly=AnomalyRecipe(use=False), drift=DriftRecipe(use=False))
-    assert all_of(opening_judges(tmp_path, with_judges(plain), recipe, Runtime()) == Judges())
+    assert all_of(opening_judges(tmp_path, with_judges(plain), recipe, Runtime())) == Judges()
 
 
 def test_a_product_of_good_parts_only_is_not_served_without_its_anomaly_judge(plain: Manifest, tmp_path: Path) -> None:
