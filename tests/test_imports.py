@@ -43,6 +43,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.gate_classifier",
         "edge.ledger",
         "edge.pairing",
+        "edge.parity",
         "edge.part_record",
         "edge.preprocess",
         "edge.probation",

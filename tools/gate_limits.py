@@ -25,13 +25,14 @@ from tqdm import tqdm
 from edge import recipe as recipes
 from edge.bundle import manifest as manifests
 from edge.detect import Detector
+from edge.parity import assign
 from edge.preprocess import Image, to_channels
 from tools.dataset import read_image
 from tools.errors import ToolError
 from tools.evaluate import opened, settings_of, thresholds_of
 from tools.gate_faults import LADDERS, MOST, spoil
 from tools.gate_products import Product
-from tools.metrics import IOU_DEEPPCB, assign
+from tools.metrics import IOU_DEEPPCB
 
 Rng = np.random.Generator
 

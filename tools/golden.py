@@ -27,6 +27,7 @@ from edge.capture.board import DEFECTS, draw_board
 from edge.capture.optics import expose
 from edge.decide import counting, decide, refuse
 from edge.detect import Detector, DetectSettings, Predictor
+from edge.parity import least_confidence
 from edge.preprocess import Image, InputSpec, preprocess
 from edge.recipe import DetectRecipe, Recipe
 from edge.records import Detections, VerdictKind
@@ -63,15 +64,6 @@ class Answer:
     found: Detections
     verdict: VerdictKind
     margin: float
-
-
-def least_confidence(recipe: DetectRecipe) -> float:
-    """Boxes under this confidence change no verdict.
-
-    >>> least_confidence(DetectRecipe(review=0.3, class_threshold={"open": 0.2}))
-    0.2
-    """
-    return min([recipe.review, recipe.threshold, *recipe.class_threshold.values()])
 
 
 def draw_candidates(classes: Sequence[str], spec: InputSpec, count: int = CANDIDATES) -> Iterator[Candidate]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edge.boxes import Float, iou_matrix
+from edge.boxes import Float
+from edge.parity import assign
 from edge.records import Detections
 
 IOU_DEEPPCB = 0.33  # "larger than 0.33" is the data set's own rule
@@ -42,22 +43,6 @@ def match(found: Detections, gt: Float, gt_class: np.ndarray, iou: float) -> np.
     than `iou`; each truth is taken once. Equally confident ones take their turn in the order they have.
     """
     return assign(found, gt, gt_class, iou) >= 0
-
-
-def assign(found: Detections, gt: Float, gt_class: np.ndarray, iou: float) -> np.ndarray:
-    """The truth that each detection takes by the rule of `match`, (N,) int64; -1: none."""
-    taken = np.full(len(found), -1, np.int64)
-    if not len(gt) or not len(found):
-        return taken
-    overlaps = iou_matrix(found.xyxy, gt)  # (N, M)
-    overlaps[(overlaps <= iou) | (found.class_id[:, None] != gt_class)] = -1
-    hopeful = np.flatnonzero(overlaps.max(axis=1) > 0)
-    for i in hopeful[np.argsort(-found.confidence[hopeful], kind="stable")]:
-        best = int(overlaps[i].argmax())
-        if overlaps[i, best] > 0:
-            taken[i] = best
-            overlaps[:, best] = -1
-    return taken
 
 
 def rank(found: Sequence[Detections], truth: Sequence[Truth], iou: float, only: int | None = None) -> Ranking:
@@ -186,9 +171,7 @@ def coco_map(found: Sequence[Detections], truth: Sequence[Truth], classes: int) 
     }
 
 
-def _coco(
-    boxes: Sequence[Float], kinds: Sequence[np.ndarray], scores: Sequence[Float] | None, classes: int
-) -> Any:
+def _coco(boxes: Sequence[Float], kinds: Sequence[np.ndarray], scores: Sequence[Float] | None, classes: int) -> Any:
     """A pycocotools index of what is on each image, labels or (with scores) detections."""
     from pycocotools.coco import COCO
 
@@ -268,9 +251,7 @@ def _point(ranking: Ranking) -> dict[str, Any]:
     }
 
 
-def confusion(
-    found: Sequence[Detections], truth: Sequence[Truth], thresholds: np.ndarray, classes: int
-) -> np.ndarray:
+def confusion(found: Sequence[Detections], truth: Sequence[Truth], thresholds: np.ndarray, classes: int) -> np.ndarray:
     """What became of each labelled defect, and where each box belongs: (classes + 1, classes + 1) counts.
 
     Rows are labels, the last one "none there"; columns are the class found, the last one "missed". Boxes of the right

@@ -29,6 +29,7 @@ from edge import gate
 from edge import recipe as recipes
 from edge.boxes import Float
 from edge.detect import Detector, Predictor
+from edge.parity import assign
 from edge.preprocess import Image
 from edge.recipe import Recipe
 from edge.records import Detections
@@ -38,7 +39,7 @@ from tools.dataset import SPLITS, Dataset, Sample, data_hash, read_dataset, read
 from tools.errors import ToolError
 from tools.evaluate import choose_recipe, model_hash, opened, settings_of, thresholds_of
 from tools.journal import Journal
-from tools.metrics import IOU_DEEPPCB, assign, average_precision, best_f, drop_unknown, match, pool
+from tools.metrics import IOU_DEEPPCB, average_precision, best_f, drop_unknown, match, pool
 from tools.objective import Objective
 from tools.physical import CORRUPTIONS, LEVELS, corrupt, field_stress
 from tools.plots import figure
@@ -280,9 +281,7 @@ def hits(found: Detections, truth: tuple[Float, np.ndarray], thresholds: np.ndar
     return {int(i) for i in assign(sure, *truth, IOU_DEEPPCB) if i >= 0}
 
 
-def attack_figures(
-    judged: Judged, data: Dataset, recipe: Recipe, judge: str
-) -> dict[str, Any]:
+def attack_figures(judged: Judged, data: Dataset, recipe: Recipe, judge: str) -> dict[str, Any]:
     """Success and AP by what one judge (`device` or `white`) found.
 
     Returns:
@@ -309,9 +308,7 @@ def attack_figures(
     }
 
 
-def false_alarm_figures(
-    judged: Judged, data: Dataset, recipe: Recipe, judge: str
-) -> dict[str, Any]:
+def false_alarm_figures(judged: Judged, data: Dataset, recipe: Recipe, judge: str) -> dict[str, Any]:
     """Of the good parts that were not NG, those that an attack turned NG."""
     fine = turned = 0
     for sample, entry in judged:
