@@ -1,4 +1,4 @@
-"""Which model of a bundle this device runs: by what is installed, by architecture, by precision."""
+"""Whether a bundle is for this device, and which of its models: by hardware, by what is installed, by precision."""
 
 from __future__ import annotations
 
@@ -30,16 +30,65 @@ def choose(
     Raises:
         BundleError: nothing in the bundle runs here; says what there is, what the device has, and what to do.
     """
-    arch = {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    return fitting(manifest, machine, runtimes, prefer, precision, judge)[0]
+
+
+def fitting(
+    manifest: Manifest,
+    machine: str,
+    runtimes: Mapping[str, str],
+    prefer: str = "auto",
+    precision: str = "auto",
+    judge: JudgeName | None = None,
+) -> list[Artifact]:
+    """Everything that this device could run, what `choose` would choose first; at least one.
+
+    Args:
+        machine, runtimes, prefer, precision, judge: as for `choose`.
+
+    Raises:
+        BundleError: as `choose`.
+    """
+    arch = _arch(machine)
     artifacts = manifest.artifacts if judge is None else manifest.judges[judge].artifacts
     obstacles = [_obstacle(artifact, arch, runtimes, precision) for artifact in artifacts]
-    fitting = [a for a, obstacle in zip(artifacts, obstacles, strict=True) if obstacle is None]
-    if not fitting:
+    found = [a for a, obstacle in zip(artifacts, obstacles, strict=True) if obstacle is None]
+    if not found:
         lines = [f"{a.file} {obstacle}" for a, obstacle in zip(artifacts, obstacles, strict=True)]
         what = f"{judge} model" if judge else "model"
         raise BundleError(listed(_nothing_fits(manifest, what, artifacts, arch, runtimes), lines))
     first = "paddlelite" if prefer == "auto" else prefer
-    return min(fitting, key=lambda a: (a.runtime != first, a.precision != "int8", a.arch != arch))
+    return sorted(found, key=lambda a: (a.runtime != first, a.precision != "int8", a.arch != arch))
+
+
+def hardware_problem(hardware: Sequence[str], machine: str, board: str) -> str | None:
+    """Why what was made for `hardware` is not for this device; None when it is.
+
+    Args:
+        hardware: architectures, or words of a board's model; any one of them will do; none: anything.
+        machine: architecture of the device, as `platform.machine()` says it.
+        board: its model, as the device tree says it; "" where there is none.
+
+    >>> hardware_problem(["aarch64"], "arm64", "Raspberry Pi 5 Model B Rev 1.0")
+    >>> hardware_problem(["Jetson Orin Nano"], "aarch64", "NVIDIA Jetson Orin Nano Developer Kit")
+    >>> hardware_problem(["Jetson", "x86_64"], "aarch64", "Raspberry Pi 5 Model B Rev 1.0")
+    'is for Jetson or x86_64, and this is aarch64 (Raspberry Pi 5 Model B Rev 1.0)'
+    """
+    if not hardware or any(_is_this(name, _arch(machine), board) for name in hardware):
+        return None
+    here = f"{_arch(machine)} ({board})" if board else _arch(machine)
+    return f"is for {' or '.join(hardware)}, and this is {here}"
+
+
+def _is_this(name: str, arch: str, board: str) -> bool:
+    """Whole words of the board's model: `Raspberry Pi 4` is no `Raspberry Pi 400`."""
+    said, wanted = board.lower().split(), name.lower().split()
+    return _arch(name) == arch or any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
+
+
+def _arch(machine: str) -> str:
+    """An architecture as bundles name it."""
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def _obstacle(artifact: Artifact, arch: str, runtimes: Mapping[str, str], precision: str) -> str | None:

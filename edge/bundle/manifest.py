@@ -21,7 +21,7 @@ from edge.errors import BundleError
 from edge.settings import Rule
 
 MANIFEST: Final = "manifest.json"
-FORMAT: Final = 2  # 1: without features and judges, which is still read
+FORMAT: Final = 3  # 1: without features and judges. 2: without hardware, calibration and licences. Both are still read
 LARGEST_MANIFEST_BYTES: Final = 1 << 20
 
 # Relative, one level of plain names after another: neither `..` nor an absolute path can be written this way.
@@ -39,6 +39,12 @@ Moment = Annotated[
 ]
 
 
+# What `edge.bundle.choice.hardware_problem` compares with a device.
+_HARDWARE = "an architecture (`x86_64`, `aarch64`) or words of a board's model, such as `Raspberry Pi 5`"
+Hardware = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][ -~]{0,63}\Z", description=_HARDWARE)]
+Terms = Annotated[
+    str, Meta(pattern=r"^[^\x00-\x1f]{1,500}\Z", description="terms of use, one line of up to 500 characters")
+]
 Side = Annotated[int, Meta(ge=1, le=8192)]
 JudgeName = Literal["gate", "anomaly", "drift"]
 
@@ -84,6 +90,25 @@ class Judge(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     settings: FilePath
 
 
+class Calibration(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What INT8 was calibrated with.
+
+    Attributes:
+        sha256: of the list of images, each with a SHA-256 of its own, that is kept where the bundle was made.
+        images: how many are listed.
+    """
+
+    sha256: Sha256
+    images: Annotated[int, Meta(ge=1)]
+
+
+class Licences(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """On which terms the bundle may be used: those of its weights, and those of the data that they come from."""
+
+    weights: Terms
+    data: Terms
+
+
 class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What a bundle says of itself.
 
@@ -92,6 +117,7 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         version: counts the bundles of one product, from 1.
         created: when it was built, UTC.
         min_edge: the oldest release of this package that can run it.
+        hardware: what it was made for, any one of these: architectures, or words of a board's model; none: anything.
         classes: class names by class id; none for a product of which only good parts are known.
         strides: input pixels a cell of each output level, in the order of the model's outputs; none without classes.
         features: what the detector gives beside its boxes, for the anomaly judge and the drift monitor.
@@ -99,6 +125,8 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
         recipe, card: files of the bundle: its own recipe, its model card.
         golden: what the FP32 reference finds on the bundle's golden samples; `read_golden` reads it.
         passport: how far the models of the bundle agree with each other, as measured where they were made.
+        calibration: what its INT8 models were calibrated with; None: not known.
+        licences: on which terms it may be used; None: not stated.
         figures: measured accuracy and speed by name, as the card explains them.
         files: SHA-256 of every file but this manifest.
     """
@@ -108,6 +136,7 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     version: Annotated[int, Meta(ge=1, le=10**9)]
     created: Moment
     min_edge: EdgeVersion
+    hardware: Annotated[list[Hardware], Meta(max_length=32)] = []
     classes: Annotated[list[ClassName], Meta(max_length=1000)]
     input: Input
     strides: Annotated[list[Annotated[int, Meta(ge=1, le=1024)]], Meta(max_length=16)]
@@ -118,6 +147,8 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
     card: FilePath = "CARD.md"
     golden: FilePath | None = None
     passport: FilePath | None = None
+    calibration: Calibration | None = None
+    licences: Licences | None = None
     figures: dict[str, float] = {}
     files: dict[FilePath, Sha256]
 
@@ -338,8 +369,9 @@ def digest(manifest: Manifest) -> str:
 
 
 def _said(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as plain data, without what it says nothing of."""
-    return {key: value for key, value in msgspec.to_builtins(manifest).items() if value is not None}
+    """The manifest as plain data, without what it says nothing of: the digest of an older bundle stays what it was."""
+    said = {key: value for key, value in msgspec.to_builtins(manifest).items() if value is not None}
+    return said if manifest.hardware else {key: value for key, value in said.items() if key != "hardware"}
 
 
 class Fields(TypedDict, total=False):
@@ -349,6 +381,7 @@ class Fields(TypedDict, total=False):
     version: int
     created: str
     min_edge: str
+    hardware: list[str]
     classes: list[str]
     input: dict[str, Any]
     strides: list[int]
@@ -359,6 +392,8 @@ class Fields(TypedDict, total=False):
     card: str
     golden: str
     passport: str
+    calibration: dict[str, Any]
+    licences: dict[str, str]
     figures: dict[str, float]
 
 

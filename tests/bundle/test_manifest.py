@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def test_what_is_built_reads_back(folder: Path) -> None:
     (folder / ".DS_Store").write_bytes(b"x")
     built = manifests.build(folder, fields())
     assert manifests.read(folder) == built
-    assert (built.product, built.version, built.format, built.min_edge) == ("pcb", 3, 2, __version__)
+    assert (built.product, built.version, built.format, built.min_edge) == ("pcb", 3, 3, __version__)
     assert sorted(built.files) == ["CARD.md", "fp32.onnx", "recipe.toml", "x86/fp32.nb", "x86/int8.nb"]
 
 
@@ -94,7 +95,12 @@ def replace_by_link(path: Path, target: Path) -> None:
         (lambda b: (b / MANIFEST).write_text("[" * 5000), "is not valid JSON", "deep nesting"),
         (lambda b: (b / MANIFEST).write_text("[]"), "is not a JSON object", "JSON, but no manifest"),
         (lambda b: (b / MANIFEST).write_text("{}"), "product: missing", "an empty one"),
-        (lambda b: edit(b, format=3, new=1), "has format 3, this edge knows up to 2: update edge", "from the future"),
+        (lambda b: edit(b, format=4, new=1), "has format 4, this edge knows up to 3: update edge", "from the future"),
+        (lambda b: edit(b, hardware=["\n"]), "must be a list, each an architecture", "a name that is none"),
+        (lambda b: edit(b, hardware="x86_64"), "hardware", "one name in place of a list"),
+        (lambda b: edit(b, licences={"weights": "MIT"}), "licences.data: missing", "half of the terms"),
+        (lambda b: edit(b, licences={"weights": "", "data": "MIT"}), "licences.weights", "no terms at all"),
+        (lambda b: edit(b, calibration={"sha256": "12", "images": 3}), "calibration.sha256", "half a hash"),
         (lambda b: edit(b, min_edge="99.0.0"), "needs edge 99.0.0 or newer", "a newer daemon's"),
         (lambda b: edit(b, prodct="x"), "prodct: unknown key; did you mean `product`?", "a misspelt key"),
         (lambda b: edit(b, product="../x"), 'product = "../x": must be', "a product name becomes a folder name"),
@@ -119,6 +125,58 @@ def test_a_damaged_bundle_is_refused(damage: Callable[[Path], Any], expected: st
     with pytest.raises(BundleError) as caught:
         manifests.read(bundle)
     assert expected in str(caught.value), f"{why}: {caught.value}"
+
+
+MORE: dict[str, Any] = {
+    "hardware": ["x86_64", "Raspberry Pi 5"],
+    "calibration": {"sha256": "ab" * 32, "images": 48},
+    "licences": {"weights": "Apache-2.0", "data": "CC BY-SA 4.0"},
+}
+
+
+def test_hardware_calibration_and_licences_read_back(folder: Path) -> None:
+    built = manifests.build(folder, fields() | MORE)  # type: ignore[operator]
+    assert manifests.read(folder) == built
+    said = json.loads((folder / MANIFEST).read_text())
+    assert {key: said[key] for key in MORE} == MORE
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_an_older_bundle_is_read_and_keeps_its_name(format: int, bundle: Path) -> None:
+    edit(bundle, format=format)
+    said = json.loads((bundle / MANIFEST).read_text())
+    assert not MORE.keys() & said.keys(), "an older edge knows no such keys"
+    read = manifests.read(bundle)
+    assert (read.format, read.hardware, read.calibration, read.licences) == (format, [], None, None)
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert manifests.digest(read) == hashlib.sha256(canonical.encode()).hexdigest(), "what is new says nothing in it"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "machine", "board", "fits", "why"),
+    [
+        ([], "riscv64", "", True, "made for nothing in particular"),
+        (["x86_64"], "AMD64", "", True, "another name of the same architecture"),
+        (["aarch64"], "arm64", "", True, "and of this one"),
+        (["x86_64"], "aarch64", "", False, "another architecture"),
+        (["Raspberry Pi 4"], "aarch64", "Raspberry Pi 4 Model B Rev 1.5", True, "words of the model"),
+        (["raspberry pi 4"], "aarch64", "Raspberry Pi 4 Model B Rev 1.5", True, "in any case of letters"),
+        (["Raspberry Pi 4"], "aarch64", "Raspberry Pi 400 Rev 1.0", False, "part of a word is no word"),
+        (["Jetson Orin"], "aarch64", "NVIDIA Jetson Orin Nano", True, "in the middle"),
+        (["Jetson Nano"], "aarch64", "NVIDIA Jetson Orin Nano", False, "not one after the other"),
+        (["Jetson Orin"], "aarch64", "", False, "a board of which nothing is known"),
+        (["Jetson Orin", "x86_64"], "x86_64", "", True, "one of them will do"),
+    ],
+)
+def test_hardware(hardware: list[str], machine: str, board: str, fits: bool, why: str) -> None:
+    assert (choice.hardware_problem(hardware, machine, board) is None) == fits, why
+
+
+def test_what_could_run_comes_in_the_order_of_the_choice(bundle: Path) -> None:
+    read = manifests.read(bundle)
+    assert [a.file for a in choice.fitting(read, "x86_64", BOTH)] == ["x86/int8.nb", "x86/fp32.nb", "fp32.onnx"]
+    assert [a.file for a in choice.fitting(read, "x86_64", BOTH, precision="fp32")] == ["x86/fp32.nb", "fp32.onnx"]
+    assert [a.file for a in choice.fitting(read, "aarch64", BOTH)] == ["fp32.onnx"]
 
 
 def test_every_problem_is_reported_at_once(bundle: Path) -> None:
