@@ -30,6 +30,7 @@ from edge.spool import MOST_BYTES, RETRY_S, DiskState, Spool
 
 FORMAT: Final = 1
 JPEG_QUALITY: Final = 90
+SHADOW: Final = "-shadow"  # ends the name of a folder that shows another bundle's opinion
 # Level 1 with run lengths is the smallest and quickest of OpenCV's PNG settings on grey parts (3.5 ms a 640x640).
 PNG: Final = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
@@ -37,9 +38,27 @@ Draw = Callable[[Inspection], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
+class Served:
+    """What parts are judged by, as far as their pictures show it.
+
+    Attributes:
+        about: goes into each part's file beside the part: the bundle's digest, the config's hash.
+        draw: an inspection as a picture; called in the writer's thread.
+        classes: class names by class id.
+    """
+
+    about: Mapping[str, str]
+    draw: Draw
+    classes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class _Item:
+    """A part with what it was judged by: when it is written, another bundle may be in charge."""
+
     part: Part
     path: str
+    served: Served
 
 
 class Evidence:
@@ -47,9 +66,7 @@ class Evidence:
 
     Args:
         folder: where they are kept; nobody else writes there.
-        about: what goes into each part's file beside the part: the bundle's digest, the config's hash.
-        draw: an inspection as a picture; called in the writer's thread.
-        classes: class names by class id.
+        served: what the parts are judged by; see `serve`.
         most_bytes: of pictures that may wait to be written. retry_s: pause before a disk in trouble is tried again.
     """
 
@@ -58,16 +75,15 @@ class Evidence:
         folder: Path,
         settings: EvidenceSettings,
         clock: Clock,
-        about: Mapping[str, str],
-        draw: Draw,
+        served: Served,
         *,
-        classes: Sequence[str] = (),
         most_bytes: int = MOST_BYTES,
         retry_s: float = RETRY_S,
     ) -> None:
         self._settings = settings
         self._passed = 0
-        self._sink = _Writer(EvidenceFolder(folder, int(settings.quota_mb * 1e6)), clock, about, draw, tuple(classes))
+        self._served = served
+        self._sink = _Writer(EvidenceFolder(folder, int(settings.quota_mb * 1e6)), clock)
         self._spool: Spool[_Item] = Spool("evidence", folder, self._sink, most_bytes, retry_s)
 
     def start(self) -> None:
@@ -82,6 +98,10 @@ class Evidence:
         """Wait until all that was taken so far is written; False when it is not."""
         return self._spool.settled(timeout_s)
 
+    def serve(self, served: Served) -> None:
+        """Parts are judged by another bundle from here on."""
+        self._served = served
+
     def keep(self, part: Part) -> str:
         """Take a part when it is worth keeping; the path that it will have below the folder, "" when it is not taken.
 
@@ -89,10 +109,19 @@ class Evidence:
         """
         if not self._wanted(part):
             return ""
+        return self._take(part, path_of(part.outcome, part.number, part.serial, part.settled_ts), self._served)
+
+    def keep_opinion(self, part: Part, opinion: Served) -> str:
+        """Take a part as a bundle in shadow judges it, beside the evidence of how it was judged; as `keep`."""
+        if not self._settings.use:
+            return ""
         path = path_of(part.outcome, part.number, part.serial, part.settled_ts)
+        return self._take(part, f"{path}{SHADOW}", opinion)
+
+    def _take(self, part: Part, path: str, served: Served) -> str:
         # Features are large and are no evidence.
         light = replace(part, inspections=tuple(replace(x, features=None) for x in part.inspections))
-        return path if self._spool.offer(_Item(light, path), _bytes_of(part)) else ""
+        return path if self._spool.offer(_Item(light, path, served), _bytes_of(part)) else ""
 
     def _wanted(self, part: Part) -> bool:
         if not (self._settings.use and part.inspections):
@@ -127,15 +156,10 @@ class Evidence:
 class _Writer:
     """Draws, encodes and writes parts; a sink of the spool."""
 
-    def __init__(
-        self, folder: EvidenceFolder, clock: Clock, about: Mapping[str, str], draw: Draw, classes: tuple[str, ...]
-    ) -> None:
+    def __init__(self, folder: EvidenceFolder, clock: Clock) -> None:
         self.folder = folder
         self.written = 0
         self._clock = clock
-        self._about = dict(about)
-        self._draw = draw
-        self._classes = classes
         self._encoded: tuple[_Item, dict[str, bytes]] | None = None  # of the last part: a second try costs no drawing
 
     def begin(self) -> None:
@@ -144,19 +168,20 @@ class _Writer:
     def write(self, item: _Item) -> None:
         encoded = self._encoded
         if encoded is None or encoded[0] is not item:
-            self._encoded = encoded = (item, self._files_of(item.part))
+            self._encoded = encoded = (item, self._files_of(item.part, item.served))
         if self.folder.add(item.path, item.part.outcome, encoded[1]):
             self.written += 1
         self._encoded = None
 
-    def _files_of(self, part: Part) -> dict[str, bytes]:
+    def _files_of(self, part: Part, served: Served) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
         for inspection in part.inspections:
             name = safe_name(inspection.frame.camera)
-            files[f"{name}.jpg"] = to_jpeg(self._draw(inspection), JPEG_QUALITY)
+            files[f"{name}.jpg"] = to_jpeg(served.draw(inspection), JPEG_QUALITY)
             files[f"{name}.png"] = _png(inspection.frame.image)
         written_ts = self._clock.ts()
-        files[RECORD] = encode(_Sidecar(about=self._about, written_ts=written_ts, part=record_of(part, self._classes)))
+        record = record_of(part, served.classes)
+        files[RECORD] = encode(_Sidecar(about=dict(served.about), written_ts=written_ts, part=record))
         return files
 
     def make_room(self, item: _Item) -> bool:

@@ -111,7 +111,7 @@ class Genealogy:
             clock: stamps the rows.
             boot: id of this run of the daemon, said in every row.
             settings: how long rows are kept.
-            about: what every part's row says of this run.
+            about: what every part's row says of the bundle in charge; see `serve`.
 
         Raises:
             GenealogyError: the file cannot be opened or written here. A damaged file is no error: see `set_aside`.
@@ -135,6 +135,10 @@ class Genealogy:
             self._connection()
         self._newest_ts = self._newest()
         self._opened_ns = clock.mono_ns()
+
+    def serve(self, about: About) -> None:
+        """Parts are judged by another bundle from here on: what their rows say of it."""
+        self._about = about
 
     def append_part(self, part: Part, evidence: str) -> str:
         """Add the row of a settled part; durable on return.

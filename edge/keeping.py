@@ -16,7 +16,7 @@ from edge.chain import About
 from edge.clock import Clock
 from edge.config import Config, config_hash, effective
 from edge.event import LedgerCounts
-from edge.evidence import Evidence
+from edge.evidence import Evidence, Served
 from edge.genealogy import Genealogy
 from edge.outbox import Outbox
 from edge.ports import Kept
@@ -71,8 +71,7 @@ def open_kept(
     state = Path(config.paths.state)
     rows = pictures = recorder = None
     if config.genealogy.use:
-        about = About(product.digest, config_hash(config), product.classes)
-        rows = Genealogy(state / "genealogy.db", clock, boot, config.genealogy, about)
+        rows = Genealogy(state / "genealogy.db", clock, boot, config.genealogy, _about(config, product))
         down.callback(rows.close)
     if config.evidence.use:
         pictures = _evidence(config, product, clock, down)
@@ -85,13 +84,33 @@ def open_kept(
     return Kept(rows, pictures, recorder), rows
 
 
-def _evidence(config: Config, product: Product, clock: Clock, down: ExitStack) -> Evidence:
+def serve(kept: Kept, config: Config, product: Product, boot: str) -> None:
+    """Parts are judged by another product from here on: what is kept of them says so."""
+    if kept.rows is not None:
+        kept.rows.serve(_about(config, product))
+    if kept.pictures is not None:
+        kept.pictures.serve(pictured(config, product))
+    if kept.recorder is not None:
+        kept.recorder.serve(_session(config, product, boot), product.classes)
+
+
+def _about(config: Config, product: Product) -> About:
+    return About(product.digest, config_hash(config), product.classes)
+
+
+def pictured(config: Config, product: Product) -> Served:
+    """How pictures of this product's parts are drawn, and what is written beside them."""
+
     def draw(inspection: Inspection) -> NDArray[np.uint8]:
         return annotate(inspection, product.classes, product.shown_from, None, product.foreign_from)
 
     about = {"bundle_digest": product.digest, "config_hash": config_hash(config), "version": __version__}
+    return Served(about, draw, product.classes)
+
+
+def _evidence(config: Config, product: Product, clock: Clock, down: ExitStack) -> Evidence:
     folder = Path(config.paths.state) / "evidence"
-    pictures = Evidence(folder, config.evidence, clock, about, draw, classes=product.classes)
+    pictures = Evidence(folder, config.evidence, clock, pictured(config, product))
     pictures.start()
     down.callback(pictures.stop, WRITERS_STOP_S)
     return pictures

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from edge.chain import About
 from edge.event import Drift, Envelope, EvidenceCounts, GenealogyCounts, LedgerCounts, OutboxCounts, RecorderCounts
+from edge.evidence import Served
 from edge.outbox import Draft
 from edge.part import Part
 from edge.records import Inspection
@@ -61,6 +63,9 @@ class Watch(Protocol):
 class Rows(Protocol):
     """The genealogy: what `Genealogy` gives the station."""
 
+    def serve(self, about: About) -> None:
+        """Another bundle is in charge."""
+
     def append_part(self, part: Part, evidence: str) -> str:
         """Make the part's row durable; its hash. Raises an `EdgeError` when that cannot be done."""
 
@@ -74,8 +79,14 @@ class Rows(Protocol):
 class Pictures(Protocol):
     """The evidence: what `Evidence` gives the station. Never blocks, never raises."""
 
+    def serve(self, served: Served) -> None:
+        """Another bundle is in charge."""
+
     def keep(self, part: Part) -> str:
         """The folder that will hold the part's pictures, "" when none are kept."""
+
+    def keep_opinion(self, part: Part, opinion: Served) -> str:
+        """As `keep`, of a part as a bundle in shadow judges it."""
 
     def counts(self) -> EvidenceCounts:
         """What is kept."""
@@ -86,6 +97,9 @@ class Pictures(Protocol):
 
 class BlackBox(Protocol):
     """The recorder: what `Recorder` gives the station. Never blocks, never raises."""
+
+    def serve(self, session: Mapping[str, Any], classes: Sequence[str]) -> None:
+        """Another bundle is in charge."""
 
     def note_part(self, part: Part) -> None:
         """A part with its frames."""
@@ -98,6 +112,16 @@ class BlackBox(Protocol):
 
     def problem(self) -> str:
         """What keeps records from the disk, "" for nothing."""
+
+
+class Beside(Protocol):
+    """What follows the parts to judge a bundle by them: what `Changeover` gives the station. Never raises."""
+
+    def settled(self, part: Part) -> None:
+        """A part was settled; its answer may still be to be given."""
+
+    def fault(self, text: str) -> None:
+        """A frame could not be judged."""
 
 
 @dataclass(frozen=True)

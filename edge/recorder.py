@@ -48,12 +48,21 @@ GAP: Final = "gap"  # the kind of event that says what is missing here
 
 
 @dataclass(frozen=True)
+class _Served:
+    """What parts are judged by, and the class names by class id."""
+
+    session: Session
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Item:
-    """A part, or an event, with when it was noted."""
+    """A part, or an event, with when it was noted and what parts were judged by then."""
 
     what: Part | EventEntry
     at_ts: float
     at_mono_ns: int
+    served: _Served
 
     @property
     def frames(self) -> int:
@@ -65,7 +74,7 @@ class Recorder:
 
     Args:
         folder: of the segments; nobody else writes there.
-        session: what the parts are judged by: the fields of `edge.recording.Session`.
+        session: what the parts are judged by: the fields of `edge.recording.Session`; see `serve`.
         classes: class names by class id.
         most_bytes: of frames that may wait to be written. retry_s: pause before a disk in trouble is tried again.
     """
@@ -84,9 +93,13 @@ class Recorder:
         self._use = settings.use
         self._clock = clock
         self._gaps = _Gaps()
-        known = msgspec.convert({**this_machine(), **session}, Session)
-        self._sink = _Writer(folder, settings, clock, known, tuple(classes), self._gaps)
+        self.serve(session, classes)
+        self._sink = _Writer(folder, settings, clock, self._served, self._gaps)
         self._spool: Spool[_Item] = Spool("the recording", folder, self._sink, most_bytes, retry_s)
+
+    def serve(self, session: Mapping[str, Any], classes: Sequence[str]) -> None:
+        """Parts are judged by this from here on; a segment of the recording holds those of one bundle."""
+        self._served = _Served(msgspec.convert({**this_machine(), **session}, Session), tuple(classes))
 
     def start(self) -> None:
         """Look at what is there, and write from then on."""
@@ -116,7 +129,7 @@ class Recorder:
             self._offer(event, EVENT_BYTES)
 
     def _offer(self, what: Part | EventEntry, size: int) -> None:
-        item = _Item(what, self._clock.ts(), self._clock.mono_ns())
+        item = _Item(what, self._clock.ts(), self._clock.mono_ns(), self._served)
         if not self._spool.offer(item, size):
             in_trouble = self.state not in (DiskState.OK, DiskState.SLOW)
             self._gaps.add(item, self.problem() if in_trouble else "the writer could not keep up", in_trouble)
@@ -206,16 +219,14 @@ class _Writer:
         folder: Path,
         settings: RecorderSettings,
         clock: Clock,
-        session: Session,
-        classes: tuple[str, ...],
+        served: _Served,
         gaps: _Gaps,
     ) -> None:
         self._folder = folder
         self._quota = int(settings.quota_mb * 1e6)
         self._keep_ns = int(settings.minutes * 60e9)
         self._clock = clock
-        self._session = session
-        self._classes = classes
+        self._served = served
         self._gaps = gaps
         self._closed: deque[_Segment] = deque()
         self._open: _Segment | None = None
@@ -252,6 +263,9 @@ class _Writer:
         if self._packed is None or self._packed[0] is not item:
             self._packed = (item, self._record_of(item))
         record = self._packed[1]
+        if item.served is not self._served:
+            self._close()  # the next segment begins with what its parts are judged by
+            self._served = item.served
         self._forget_old(len(record))
         self._tell_gap()
         self._append(record, item.frames)
@@ -266,7 +280,7 @@ class _Writer:
             FrameEntry(camera=look.frame.camera, shape=list(look.frame.image.shape), length=len(data))
             for look, data in zip(looks, packed, strict=True)
         ]
-        entry = PartEntry(part=record_of(item.what, self._classes), frames=frames, at_mono_ns=item.at_mono_ns)
+        entry = PartEntry(part=record_of(item.what, item.served.classes), frames=frames, at_mono_ns=item.at_mono_ns)
         return encode_record(Kind.PART, item.at_ts, encode(entry), packed)
 
     def _tell_gap(self) -> None:
@@ -299,7 +313,7 @@ class _Writer:
         now_ns = self._clock.mono_ns()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         self._open = _Segment(path, now_ns, now_ns, 0, 0)
-        session = msgspec.structs.replace(self._session, at_ts=self._clock.ts(), at_mono_ns=now_ns)
+        session = msgspec.structs.replace(self._served.session, at_ts=self._clock.ts(), at_mono_ns=now_ns)
         self._write_whole(self._open, MAGIC + encode_record(Kind.SESSION, session.at_ts, encode(session)))
 
     def _write_whole(self, segment: _Segment, data: bytes) -> None:

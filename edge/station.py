@@ -22,13 +22,15 @@ from edge.health import StageWindow, rss_bytes
 from edge.outbox import Draft, Kind
 from edge.part import Part
 from edge.pipeline import Pipeline
-from edge.ports import Kept, Store, Watch, Wire
+from edge.ports import Beside, Kept, Pictures, Store, Watch, Wire
 from edge.records import Frame, Inspection, Loss, VerdictKind
 
 log = logging.getLogger(__name__)
 
 # So many frames in a row that the model could not be run on: the process starts over rather than limp on.
 FAULTS_BEFORE_RESTART = 10
+
+WATCHED = ("drift_", "trend_")  # begin the codes of what the watch of a product alarms of
 
 # So many readable frames of a camera after an unreadable one, and its alarm is over.
 FRAMES_TO_TRUST = 20
@@ -58,7 +60,11 @@ NOTHING_KEPT = Kept()
 
 
 class Station:
-    """Settles triggers: every frame taken becomes one verdict or one named loss, in one durable step."""
+    """Settles triggers: every frame taken becomes one verdict or one named loss, in one durable step.
+
+    Attributes:
+        beside: follows the parts, to judge by them the bundle in charge or one to come.
+    """
 
     def __init__(
         self,
@@ -94,9 +100,19 @@ class Station:
         self._faults_in_a_row, self._last_fault = 0, ""
         self._frames_since_fault: dict[str, int] = {}
         self._captured = captured
+        self.beside: Beside | None = None
         self._void: int | None = None  # a part whose row has no ledger: to be marked before any other is stored
         self.counts = counts
         self.parts = parts
+
+    def serve(self, pipeline: Pipeline, serving: Serving, watch: Watch | None) -> None:
+        """Put another product in charge. Between two parts; what the old one's watch alarms of is over with it."""
+        if self._watch is not None and watch is not self._watch:
+            for code in self.standing():
+                if code.startswith(WATCHED):
+                    self.over(code)
+        self._pipeline, self._serving, self._watch = pipeline, serving, watch
+        self._told_drift.clear()
 
     def settle(self, taken: Taken) -> Inspection | None:
         """Settle one frame and the drops before it; the inspection, or None when there was no verdict.
@@ -208,6 +224,8 @@ class Station:
             where = f"frame {frame.number} of {frame.camera}"
             self.alarm("inference", "error", f"{where}: {text}", "Restart the daemon; install the bundle again.")
             self._last_fault = text
+            if self.beside is not None:
+                self.beside.fault(text)
             return Fault(Loss.PROCESSING_FAULT, text)
         self._faults_in_a_row = 0
         self.over("inference")
@@ -253,6 +271,8 @@ class Station:
         if kept.recorder is not None:
             kept.recorder.note_part(part)
         commit_ms = (self._clock.mono_ns() - began_ns) / 1e6
+        if self.beside is not None:
+            self.beside.settled(part)
         for inspection in part.inspections:
             self._window.add(inspection.stage_ms)
         self._window.note("commit", commit_ms)
@@ -287,6 +307,23 @@ class Station:
     def _durable_parts(self) -> int:
         """The count of parts to be stored: a row beyond it is void at the next start."""
         return self.parts if self._void is None else self._void - 1
+
+    def tell(self, draft: Draft) -> None:
+        """Send a message that is no part's, durably; one that cannot be stored is logged and gone."""
+        try:
+            self._store.add([draft], self.counts, self._durable_parts)
+        except OutboxError as error:
+            log.warning("a message on %s could not be stored: %s", draft.topic, error)
+
+    def drifted(self) -> set[str]:
+        """Signals that have moved, as people read them."""
+        messages = self._watch.messages() if self._watch is not None else ()
+        return {f"{moved.signal} {moved.direction} on {m.camera}" for m in messages for moved in m.moved}
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """Where evidence goes; None where the config wants none."""
+        return self._kept.pictures
 
     def note(self, kind: str, data: Mapping[str, Any]) -> None:
         """Something that an incident is to show; not durable."""

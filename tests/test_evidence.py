@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from edge import evidence_folder
 from edge.annotate import annotate
 from edge.config import EvidenceSettings
-from edge.evidence import Evidence
+from edge.evidence import Evidence, Served
 from edge.evidence_folder import BLOCK, PARTIAL, EvidenceFolder, path_of, safe_name
 from edge.spool import ATTEMPTS, DiskState, Spool
 from tests.disks import small_disk
@@ -45,7 +45,7 @@ class Rig:
         self.folder = folder
         settings = EvidenceSettings(quota_mb=quota_mb, ok_every=ok_every)
         more = {"retry_s": 0.05, "classes": ("open",), **more}
-        self.evidence = Evidence(folder, settings, FakeClock(), ABOUT, more.pop("draw", draw), **more)
+        self.evidence = Evidence(folder, settings, FakeClock(), Served(ABOUT, more.pop("draw", draw), more.pop("classes", ())), **more)
 
     def __enter__(self) -> Rig:
         self.evidence.start()
@@ -130,7 +130,7 @@ def test_what_is_kept(tmp_path, kinds, expected, why):
     ],
 )
 def test_what_is_not_kept(tmp_path, settings, kind, cameras, why):
-    evidence = Evidence(tmp_path, settings, FakeClock(), ABOUT, draw)
+    evidence = Evidence(tmp_path, settings, FakeClock(), Served(ABOUT, draw))
     assert [evidence.keep(part(kind, n, cameras=cameras)) for n in range(200)] == [""] * 200, why
 
 
@@ -336,7 +336,7 @@ def test_a_part_that_cannot_be_drawn_costs_only_itself(tmp_path):
 def test_keep_only_hands_over(tmp_path):
     """Nothing is drawn or written in the thread that judges: here no writer runs at all."""
     parts = [part("NG", n, f"SN{n}", ("cam1", "cam2", "cam3")) for n in range(200)]
-    evidence = Evidence(tmp_path, EvidenceSettings(), FakeClock(), ABOUT, draw)
+    evidence = Evidence(tmp_path, EvidenceSettings(), FakeClock(), Served(ABOUT, draw))
     assert all(evidence.keep(one) for one in parts) and list(tmp_path.iterdir()) == []
 
 
@@ -482,9 +482,9 @@ from pathlib import Path
 from tests.parts import part
 from tests.test_evidence import ABOUT, draw, noise
 from edge.config import EvidenceSettings
-from edge.evidence import Evidence
+from edge.evidence import Evidence, Served
 from tests.fakes import FakeClock
-evidence = Evidence(Path(sys.argv[1]), EvidenceSettings(quota_mb=2.0), FakeClock(), ABOUT, draw)
+evidence = Evidence(Path(sys.argv[1]), EvidenceSettings(quota_mb=2.0), FakeClock(), Served(ABOUT, draw))
 evidence.start()
 number = int(sys.argv[2])
 print("ready", flush=True)
@@ -549,6 +549,6 @@ def test_a_folder_of_many_parts_starts_in_seconds(tmp_path):
 
 def test_a_look_has_no_features_in_the_queue(tmp_path):
     assert look().features is not None
-    evidence = Evidence(tmp_path, EvidenceSettings(), FakeClock(), ABOUT, draw)
+    evidence = Evidence(tmp_path, EvidenceSettings(), FakeClock(), Served(ABOUT, draw))
     evidence.keep(part("NG"))
     assert evidence._spool._waiting[0][0].part.inspections[0].features is None
