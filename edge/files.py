@@ -13,7 +13,8 @@ def write_whole(path: Path, data: bytes) -> None:
         OSError: it could not be written; the old content stands.
     """
     fresh = path.with_name(path.name + ".new")
-    with open(fresh, "wb") as file:
+    fresh.unlink(missing_ok=True)  # of a writer that died, maybe another user, or a link that somebody laid there
+    with open(fresh, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

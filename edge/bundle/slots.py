@@ -1,35 +1,65 @@
-"""Which bundle this box runs. Installing one either happens or it does not, whenever the power goes.
+"""Which bundle this box runs. Whatever is done to it happens or does not, whenever the power goes.
 
     <state>/bundles/pcb-3-1a2b3c4d/          a slot: one installed bundle, never changed afterwards
-    <state>/bundles/pcb-4-5e6f7a8b.partial/  a copy that was not finished; the next install removes it
-    <state>/bundles/active   -> pcb-3-...    what the daemon loads
-    <state>/bundles/previous -> pcb-2-...    where `rollback` goes
+    <state>/bundles/pcb-4-5e6f7a8b.partial/  a copy or a removal that was not finished; the next install removes it
+    <state>/bundles/active    -> pcb-3-...   what the daemon loads
+    <state>/bundles/previous  -> pcb-2-...   where `rollback` goes
+    <state>/bundles/candidate -> pcb-4-...   what runs in shadow
+    <state>/bundles/trial.json               the mark: which slot is meant to be where, and why (`edge.bundle.trial`)
 
-A slot gets its name only when its files are on the disk and have been checked there, and a link changes by a rename,
-which is atomic.
+A slot gets its name only when its files are on the disk and have been checked there. Then every step is one mark,
+replaced as a whole, and the links follow it:
+
+    put          no mark: a slot that nothing leads to
+    stage        -> shadow: candidate is the slot                       (without a good active slot: -> trial at once)
+    activate     shadow -> trial: previous is what was active, active is the slot, no candidate
+    commit       trial -> committed: as trial; the floor of the product is raised if a repository vouches for the slot
+    go_back      trial -> returned: active is what it was before, previous is what it was before that
+    refuse       shadow -> refused: no candidate
+    rollback     any -> rolled_back: active is what was previous; previous is what was active, if it ever was committed
+    note_start   trial -> trial with one start more, or -> returned at the fourth; any -> returned if active is damaged
+
+The mark is written first. From then on `_settle` does the rest, link by link, each by an atomic rename; whoever comes
+next, after a kill or a power cut at whatever moment, finds a mark without its links and settles it first. A link
+without a mark (only `candidate` could be one) is removed. Settling moves no link to a slot that is not whole: a
+candidate that was damaged meanwhile is given up instead, and a slot is removed only when neither a link nor a mark
+under way names it. So `active` leads to a whole slot at every moment.
+
+The floor is raised when a bundle is committed, not before: one that was returned may be followed by any version that
+is newer than the last good one, and the good one may be installed again should its slot be damaged.
+
+Two processes meet here: the daemon, which runs as its own user, and the command line, mostly root. The folder is locked
+for marks and links, which takes milliseconds, and `.lock` for the copying of slots, which takes longer and which the
+daemon never waits for. What root makes is given to the owner of the state folder.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edge.bundle import manifest as manifests
+from edge.bundle import outcome as outcomes
+from edge.bundle import trial as trials
 from edge.bundle.manifest import MANIFEST, Manifest
+from edge.bundle.trial import Stage, Told, Trial, adopt
 from edge.errors import BundleError
+from edge.event import UpdateOutcome
 
 PARTIAL: Final = ".partial"
 ACTIVE: Final = "active"
 PREVIOUS: Final = "previous"
-_SLOT_NAME: Final = re.compile(r"[A-Za-z0-9_-]+-\d+-[0-9a-f]{8}(\.\d+)?")
+CANDIDATE: Final = "candidate"
+MOST_STARTS: Final = 3  # of the daemon with a bundle on trial; at the next one it goes back
 
 
 @dataclass(frozen=True)
@@ -51,8 +81,25 @@ class Installed:
         return f"{self.manifest.product} {self.manifest.version} in {self.path}"
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a daemon that starts should serve.
+
+    Attributes:
+        slot: the active slot.
+        trial: the mark, None where there is none.
+        returned: this start went back to it.
+        problem: what kept the start from being counted, "" for nothing.
+    """
+
+    slot: Path
+    trial: Trial | None
+    returned: bool = False
+    problem: str = ""
+
+
 def install(source: Path, state: Path) -> Installed:
-    """Check a bundle, copy it into a slot of its own, and make that the active one.
+    """Check a bundle, copy it into a slot of its own, and make that the active one, without any trial.
 
     The slot that was active stays as the previous one; older slots are removed.
 
@@ -60,17 +107,222 @@ def install(source: Path, state: Path) -> Installed:
         BundleError: the bundle is incomplete or altered, the disk is full, the state folder cannot be written, or
             another install is running. The active slot is then the same as before.
     """
+    before = _slots(state / "bundles")
+    slot = put(source, state)
+    with _changing(state, f"the bundle {source} cannot be installed") as bundles:
+        _settle(bundles)
+        old = _target(bundles / ACTIVE)
+        if old != slot:
+            _note_origin(bundles, slot, Told(at=time.time()))
+            _mark(bundles, Trial(slot=slot.name, before=_name_if_whole(old), held=None, stage="committed"))
+        _remove_old(bundles)
+    return Installed(slot, manifests.read(slot), old if old != slot else None, copied=slot not in before)
+
+
+def put(source: Path, state: Path) -> Path:
+    """Check a bundle and copy it into a slot of its own, durably; no link leads there yet.
+
+    Returns the slot; the one that holds this very bundle already, where there is one.
+
+    Raises:
+        BundleError: the bundle is incomplete or altered, the disk is full, the state folder cannot be written, or
+            another install is running.
+    """
     manifest = manifests.read(source)
     bundles = state / "bundles"
     with _told(f"the bundle {source} cannot be installed in {bundles}"):
         _make_folders(bundles)
-        with _lock(bundles):
+        with _copying(bundles, f"another install is at work in {bundles}: wait until it is done"):
             _remove_partial(bundles)
-            found = _find_slot(bundles, manifest)
-            slot = found or _copy(source, bundles, manifest)
-            previous = _activate(bundles, slot)
-            _remove_old(bundles)
-    return Installed(slot, manifest, previous, copied=found is None)
+            return _find_slot(bundles, manifest) or _copy(source, bundles, manifest)
+
+
+def stage(state: Path, slot: Path, *, signed: bool, origin: str, transaction: str = "") -> Trial:
+    """Have a slot tried beside the active one; where none is active that is whole, it goes on trial at once.
+
+    A candidate that was in shadow makes place for it. A slot that is active already stays as it is.
+
+    Args:
+        slot: as `put` gave it.
+        signed: a repository that this device trusts vouches for it.
+        origin: usb, network or local.
+
+    Raises:
+        BundleError: the slot is missing or damaged, or another bundle is on trial.
+    """
+    with _changing(state, f"{slot.name} cannot be tried") as bundles:
+        manifests.read(slot)
+        mark, active = _settle(bundles), _target(bundles / ACTIVE)
+        _note_origin(bundles, slot, Told(signed=signed, origin=origin, at=time.time()))
+        if mark is not None and mark.slot == slot.name and (mark.stage == "shadow" or active == slot):
+            return mark
+        if active == slot:
+            return Trial(slot=slot.name, stage="committed", signed=signed, origin=origin)
+        _refuse_while_on_trial(bundles, mark)
+        whole = _name_if_whole(active)
+        previous = _target(bundles / PREVIOUS)
+        other = _name_if_whole(previous) if previous != slot else None
+        mark = Trial(
+            slot=slot.name,
+            before=whole or other,
+            held=previous.name if whole and previous else None,
+            stage="shadow" if whole else "trial",
+            signed=signed,
+            origin=origin,
+            transaction=transaction,
+            began=time.time(),
+        )
+        _mark(bundles, mark)
+        _remove_old(bundles)
+    return mark
+
+
+def read_trial(state: Path) -> Trial | None:
+    """The mark as it stands; reads one small file. `trial_stamp` says cheaper whether it has changed."""
+    return trials.read(state / "bundles")
+
+
+def trial_stamp(state: Path) -> tuple[int, int] | None:
+    """Changes with every new mark."""
+    return trials.stamp(state / "bundles")
+
+
+def activate(state: Path) -> Path:
+    """Put the candidate in charge, on trial; returns its slot. What was active is the previous one then.
+
+    Reads the whole slot and waits for the disk several times: tens of milliseconds and more.
+
+    Raises:
+        BundleError: there is no candidate, or it is damaged and was refused.
+    """
+    with _changing(state, "the candidate cannot be put in charge") as bundles:
+        mark = _settle(bundles)
+        if mark is not None and mark.stage == "shadow":
+            previous, active = _target(bundles / PREVIOUS), _target(bundles / ACTIVE)
+            before = active.name if active else None
+            held = previous.name if previous else None
+            mark = _mark(bundles, _next(mark, "trial", before=before, held=held))
+        if mark is None or mark.stage != "trial":
+            raise BundleError(_no_candidate(bundles, mark))
+        return bundles / mark.slot
+
+
+def commit(state: Path) -> None:
+    """What is on trial stays: its version is the least that is accepted from now on, and older slots are removed.
+
+    Raises:
+        BundleError: nothing is on trial.
+    """
+    with _changing(state, "the bundle on trial cannot be committed") as bundles:
+        mark = _settle(bundles)
+        if mark is not None and mark.stage == "trial":
+            mark = _mark(bundles, _next(mark, "committed"))
+            _tell(state, mark)
+        if mark is None or mark.stage != "committed":
+            raise BundleError(f"no bundle is on trial in {bundles}: there is nothing to commit")
+        _remove_old(bundles)
+
+
+def go_back(state: Path, code: str, text: str) -> Path:
+    """Return from the bundle on trial to the one before it; returns the slot that is active then.
+
+    Args:
+        code, text: why, in one word for machines and in a sentence for people.
+
+    Raises:
+        BundleError: nothing is on trial, or there is no whole slot to go back to.
+    """
+    with _changing(state, "the bundle on trial cannot be returned") as bundles:
+        mark = _settle(bundles)
+        if mark is None or mark.stage != "trial":
+            raise BundleError(f"no bundle is on trial in {bundles}: there is nothing to return from")
+        if not _can_return(bundles, mark):
+            raise BundleError(f"there is no whole bundle before {mark.slot} to go back to: install another one")
+        _tell(state, _mark(bundles, _next(mark, "returned", code=code, text=text)))
+        return bundles / str(mark.before)
+
+
+def refuse(state: Path, code: str, text: str) -> None:
+    """Give up the candidate in shadow; the active bundle goes on.
+
+    Raises:
+        BundleError: there is no candidate.
+    """
+    with _changing(state, "the candidate cannot be given up") as bundles:
+        mark = _settle(bundles)
+        if mark is None or mark.stage != "shadow":
+            raise BundleError(_no_candidate(bundles, mark))
+        _tell(state, _mark(bundles, _next(mark, "refused", code=code, text=text)))
+
+
+def note_start(state: Path) -> Start:
+    """Count a start of the daemon, durably, before anything of the bundle is loaded; says which slot to serve.
+
+    Finishes what was interrupted. Goes back when a bundle on trial was started three times and did not stay, and when
+    the active slot is damaged and the one before it is not. What cannot be written does not keep the daemon from
+    starting: `problem` tells it.
+
+    Raises:
+        BundleError: no bundle is installed.
+    """
+    returned, problem = False, ""
+    try:
+        with _changing(state, "the start cannot be counted") as bundles:
+            mark = _settle(bundles)
+            after = _after_start(bundles, mark)
+            returned = after is not None and after.stage == "returned"
+            if after is not None:
+                _mark(bundles, after)
+            if after is not None and returned:
+                _tell(state, after)
+    except BundleError as error:
+        returned, problem = False, str(error)
+    return Start(active(state), read_trial(state), returned, problem)
+
+
+def note_stop(state: Path) -> None:
+    """Take back the count of this start: the daemon stops in order, which says nothing against the bundle on trial.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    with _changing(state, "the stop cannot be noted") as bundles:
+        mark = _settle(bundles)
+        if mark is not None and mark.stage == "trial" and mark.starts > 0:
+            _mark(bundles, msgspec.structs.replace(mark, starts=mark.starts - 1))
+
+
+def rollback(state: Path, text: str = "") -> Path:
+    """Make the previous slot the active one, by a person's wish; a candidate in shadow is given up with it.
+
+    The slot that was active is the previous one then, unless it was on trial: what never stayed is not gone back to.
+
+    Raises:
+        BundleError: there is no other slot to go back to, or it is damaged.
+    """
+    if not (state / "bundles").is_dir():
+        raise BundleError(f"no bundle is installed in {state / 'bundles'}: run `edge bundle install DIR`")
+    with _changing(state, "the active bundle cannot be rolled back") as bundles:
+        mark = _settle(bundles)
+        now, previous = _target(bundles / ACTIVE), _target(bundles / PREVIOUS)
+        if now is None or previous is None or previous == now:
+            raise BundleError(f"there is no previous bundle in {bundles} to roll back to")
+        manifests.read(previous)
+        tried = mark is not None and mark.stage == "trial"
+        who = _told_of(bundles, now)
+        left = Trial(
+            slot=now.name,
+            before=previous.name,
+            held=mark.held if tried and mark else now.name,
+            stage="rolled_back",
+            signed=who.signed,
+            origin=who.origin,
+            began=time.time(),
+            code="rolled_back",
+            text=text or f"{now.name} was rolled back to {previous.name} by hand",
+        )
+        _tell(state, _mark(bundles, left))
+    return previous
 
 
 def active(state: Path) -> Path:
@@ -87,23 +339,242 @@ def active(state: Path) -> Path:
     return slot
 
 
-def rollback(state: Path) -> Path:
-    """Make the previous slot the active one, and the active one the previous.
+def previous(state: Path) -> Path | None:
+    """Where `rollback` would go; None: nowhere."""
+    bundles = state / "bundles"
+    slot = _target(bundles / PREVIOUS)
+    return slot if slot is not None and slot != _target(bundles / ACTIVE) and slot.is_dir() else None
+
+
+def candidate(state: Path) -> Path | None:
+    """The slot in shadow; None: there is none."""
+    mark = read_trial(state)
+    slot = _target(state / "bundles" / CANDIDATE)
+    return slot if slot is not None and mark is not None and (mark.stage, mark.slot) == ("shadow", slot.name) else None
+
+
+def floor(state: Path, product: str) -> int:
+    """The highest version of a product that a repository vouched for and that was committed here; 0: none.
 
     Raises:
-        BundleError: there is no other slot to go back to, or it is damaged.
+        BundleError: it was kept, and cannot be read.
     """
+    return trials.floors(state / "bundles").get(product, 0)
+
+
+def told(state: Path, slot: Path | None = None) -> Told:
+    """Who brought a slot; None: the active one. A slot of which nothing is known came from here, unsigned."""
     bundles = state / "bundles"
-    with _told(f"the bundle in {bundles} cannot be rolled back"):
+    slot = slot or _target(bundles / ACTIVE)
+    return _told_of(bundles, slot) if slot is not None else Told()
+
+
+def given_up(state: Path, manifest: Manifest) -> Trial | None:
+    """The mark, if it says that this very bundle was the last one that was returned, refused or rolled back."""
+    mark = read_trial(state)
+    known = mark is not None and mark.stage in trials.GIVEN_UP and mark.slot in _slot_names(manifest)
+    return mark if known else None
+
+
+# --- marks, and the links that follow them; all under the lock ---
+
+
+@contextmanager
+def _changing(state: Path, what: str) -> Iterator[Path]:
+    """The folder of the slots, locked for marks and links."""
+    bundles = state / "bundles"
+    with _told(f"{what} in {bundles}"):
         if not bundles.is_dir():
             raise BundleError(f"no bundle is installed in {bundles}: run `edge bundle install DIR`")
-        with _lock(bundles):
-            previous = _target(bundles / PREVIOUS)
-            if previous is None or previous == _target(bundles / ACTIVE):
-                raise BundleError(f"there is no previous bundle in {bundles} to roll back to")
-            manifests.read(previous)
-            _activate(bundles, previous)
-    return previous
+        with trials.lock(bundles):
+            yield bundles
+
+
+def _mark(bundles: Path, mark: Trial) -> Trial:
+    """Say durably what is meant to be, then do it. Returns the mark that stands then."""
+    trials.write(bundles, trials.TRIAL, mark)
+    return _settle(bundles) or mark
+
+
+def _settle(bundles: Path) -> Trial | None:
+    """Have the links follow the mark, wherever that was interrupted; returns the mark."""
+    _sweep(bundles)
+    mark = trials.read(bundles)
+    if mark is not None and mark.stage in trials.UNDER_WAY and not _reachable(bundles, mark):
+        mark = _next(mark, "refused", code="damaged", text=f"{mark.slot} was damaged before it was in charge")
+        trials.write(bundles, trials.TRIAL, mark)
+    if mark is None or mark.stage == "refused":
+        _unlink(bundles / CANDIDATE)
+    elif mark.stage == "shadow":
+        _point(bundles / CANDIDATE, mark.slot)
+    elif mark.stage in ("trial", "committed"):
+        _point(bundles / PREVIOUS, mark.before)
+        _point(bundles / ACTIVE, mark.slot)
+        _unlink(bundles / CANDIDATE)
+    else:
+        _point(bundles / ACTIVE, mark.before)
+        if not _point(bundles / PREVIOUS, mark.held):
+            _unlink(bundles / PREVIOUS)
+        _unlink(bundles / CANDIDATE)
+    if mark is not None and mark.stage == "committed" and mark.signed:
+        _raise_floor(bundles, mark.slot)
+    return mark
+
+
+def _reachable(bundles: Path, mark: Trial) -> bool:
+    """Whether the mark's slot is where it is meant to be, or whole, so that it can get there."""
+    link = bundles / (CANDIDATE if mark.stage == "shadow" else ACTIVE)
+    return _target(link) == bundles / mark.slot or _whole(bundles / mark.slot)
+
+
+def _next(mark: Trial, stage: Stage, **changes: str | None) -> Trial:
+    began = mark.began if stage == mark.stage else time.time()
+    return msgspec.structs.replace(mark, stage=stage, began=began, **changes)
+
+
+def _after_start(bundles: Path, mark: Trial | None) -> Trial | None:
+    """The mark after one start more; None: as it was."""
+    slot = _target(bundles / ACTIVE)
+    tried = mark is not None and mark.stage == "trial"
+    if slot is not None and not _whole(slot):
+        return _leave_damaged(bundles, slot, mark if tried else None)
+    if mark is None or not tried:
+        return None
+    starts = mark.starts + 1
+    if starts > MOST_STARTS and _can_return(bundles, mark):
+        text = f"{mark.slot} was started {MOST_STARTS} times and did not stay; {mark.before} is in charge again"
+        return _next(mark, "returned", code="crashed", text=text)
+    return msgspec.structs.replace(mark, starts=starts)
+
+
+def _leave_damaged(bundles: Path, slot: Path, mark: Trial | None) -> Trial | None:
+    """From an active slot that is no longer whole to the one before it; None: there is none."""
+    other = bundles / mark.before if mark is not None and mark.before else _target(bundles / PREVIOUS)
+    if other is None or other == slot or not _whole(other):
+        return None
+    who, text = _told_of(bundles, slot), f"the active bundle {slot.name} is damaged; {other.name} is in charge again"
+    held = mark.held if mark is not None else None
+    return Trial(
+        slot=slot.name,
+        before=other.name,
+        held=held,
+        stage="returned",
+        signed=who.signed,
+        origin=who.origin,
+        began=time.time(),
+        code="damaged",
+        text=text,
+    )
+
+
+def _can_return(bundles: Path, mark: Trial) -> bool:
+    return mark.before is not None and mark.before != mark.slot and _whole(bundles / mark.before)
+
+
+def _refuse_while_on_trial(bundles: Path, mark: Trial | None) -> None:
+    """One at a time: a bundle that may have to be returned needs the one before it."""
+    if mark is not None and mark.stage == "trial" and _can_return(bundles, mark):
+        raise BundleError(
+            f"{mark.slot} is on trial: wait until it stays or is returned, or run `edge bundle rollback` first"
+        )
+
+
+def _no_candidate(bundles: Path, mark: Trial | None) -> str:
+    why = f"; {mark.text}" if mark is not None and mark.stage == "refused" and mark.text else ""
+    return f"there is no candidate in {bundles}{why}: install a bundle first"
+
+
+def _raise_floor(bundles: Path, slot: str) -> None:
+    product, version = trials.version_of(slot)
+    try:
+        floors = trials.floors(bundles)
+    except BundleError:  # what was known is lost; from this version on it is known again
+        floors = {}
+    if floors.get(product, 0) < version:
+        trials.write(bundles, trials.FLOOR, floors | {product: version})
+
+
+def _note_origin(bundles: Path, slot: Path, who: Told) -> None:
+    """Note who brought a slot, before anything leads there. Who was vouched for stays so."""
+    known = trials.origins(bundles)
+    if slot.name not in known or (who.signed and not known[slot.name].signed):
+        trials.write(bundles, trials.ORIGINS, known | {slot.name: who})
+
+
+def _told_of(bundles: Path, slot: Path) -> Told:
+    return trials.origins(bundles).get(slot.name, Told())
+
+
+def _tell(state: Path, mark: Trial) -> None:
+    """Leave word of what became of a bundle. The mark counts: word that cannot be left undoes nothing."""
+    product, version = trials.version_of(mark.slot)
+    said = UpdateOutcome(
+        outcome=mark.stage,
+        code=mark.code,
+        text=mark.text or f"{product} {version} stays",
+        source=mark.origin,
+        bundle=f"{product} {version}",
+        transaction=mark.transaction,
+        ts=mark.began,
+    )
+    with suppress(BundleError):
+        outcomes.write(state, said)
+
+
+def _sweep(bundles: Path) -> None:
+    """Remove what a writer that died has left beside marks and links."""
+    for name in (ACTIVE, PREVIOUS, CANDIDATE):
+        (bundles / (name + PARTIAL)).unlink(missing_ok=True)
+    for name in (trials.TRIAL, trials.ORIGINS, trials.FLOOR):
+        (bundles / f"{name}.new").unlink(missing_ok=True)
+
+
+def _point(link: Path, name: str | None) -> bool:
+    """Have a link lead to a slot, if it is whole; whether it does."""
+    if name is None:
+        return False
+    slot = link.parent / name
+    if _target(link) == slot:
+        return True
+    if not _whole(slot):
+        return False
+    new = link.with_name(link.name + PARTIAL)
+    new.unlink(missing_ok=True)
+    new.symlink_to(name)
+    adopt(new, link.parent)
+    new.rename(link)
+    _sync(link.parent)
+    return True
+
+
+def _unlink(link: Path) -> None:
+    if os.path.lexists(link):
+        link.unlink()
+        _sync(link.parent)
+
+
+def _target(link: Path) -> Path | None:
+    """The slot that a link points at, whether it exists or not."""
+    try:
+        return link.parent / Path(os.readlink(link)).name
+    except OSError:
+        return None
+
+
+def _whole(slot: Path) -> bool:
+    """Whether every file of the slot is there as it was built."""
+    try:
+        manifests.read(slot)
+    except BundleError:
+        return False
+    return True
+
+
+def _name_if_whole(slot: Path | None) -> str | None:
+    return slot.name if slot is not None and _whole(slot) else None
+
+
+# --- slots ---
 
 
 @contextmanager
@@ -126,28 +597,31 @@ def _remedy(error: OSError) -> str:
 
 def _make_folders(bundles: Path) -> None:
     bundles.mkdir(parents=True, exist_ok=True)
-    _adopt(bundles, bundles)
+    adopt(bundles, bundles.parent)
     _sync(bundles.parent)
 
 
 @contextmanager
-def _lock(bundles: Path) -> Iterator[None]:
-    """Hold the right to change slots; a process that dies gives it up."""
-    handle = os.open(bundles / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+def _copying(bundles: Path, otherwise: str) -> Iterator[None]:
+    """Hold the right to make and remove slots; a process that dies gives it up."""
+    handle = os.open(bundles / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
     try:
-        _adopt(bundles / ".lock", bundles)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BundleError(f"another install is at work in {bundles}: wait until it is done") from error
+        adopt(bundles / ".lock", bundles)
+        trials.take(handle, 0.0, otherwise)
         yield
     finally:
         os.close(handle)
 
 
+def _slots(bundles: Path) -> set[Path]:
+    """Every slot, whether something leads to it or not."""
+    return {path for path in bundles.iterdir() if trials.is_slot(path.name)} if bundles.is_dir() else set()
+
+
 def _remove_partial(bundles: Path) -> None:
     for path in bundles.glob(f"*{PARTIAL}"):
-        _remove(path)
+        if trials.is_slot(path.name.removesuffix(PARTIAL)):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -179,7 +653,7 @@ def _find_slot(bundles: Path, manifest: Manifest) -> Path | None:
 def _copy(source: Path, bundles: Path, manifest: Manifest) -> Path:
     slot = next(bundles / name for name in _slot_names(manifest) if not os.path.lexists(bundles / name))
     names = [MANIFEST, *sorted(manifest.files)]
-    _require_space(bundles, sum((source / name).stat().st_size for name in names))
+    _make_space(bundles, sum((source / name).stat().st_size for name in names))
     partial = slot.with_name(slot.name + PARTIAL)
     try:
         _fill(partial, source, names)
@@ -202,11 +676,15 @@ def _fill(partial: Path, source: Path, names: Sequence[str]) -> None:
         shutil.copyfile(source / name, target, follow_symlinks=False)
     for path in [partial, *partial.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _adopt(path, partial.parent)
+        adopt(path, partial.parent)
         _sync(path)
 
 
-def _require_space(bundles: Path, needed_bytes: int) -> None:
+def _make_space(bundles: Path, needed_bytes: int) -> None:
+    """Give up slots that nothing leads to, if that is what it takes."""
+    if shutil.disk_usage(bundles).free < needed_bytes:
+        with trials.lock(bundles):
+            _remove_unused(bundles)
     free_bytes = shutil.disk_usage(bundles).free
     if free_bytes < needed_bytes:
         raise BundleError(
@@ -215,56 +693,31 @@ def _require_space(bundles: Path, needed_bytes: int) -> None:
         )
 
 
-def _activate(bundles: Path, slot: Path) -> Path | None:
-    """Point `active` at the slot and `previous` at what was active; returns the latter."""
-    old = _target(bundles / ACTIVE)
-    if old == slot:
-        return None
-    if old is not None and _intact(old):
-        _point(bundles / PREVIOUS, old)
-    _point(bundles / ACTIVE, slot)
-    return old
-
-
-def _intact(slot: Path) -> bool:
-    try:
-        manifests.read(slot)
-    except BundleError:
-        return False
-    return True
-
-
-def _point(link: Path, slot: Path) -> None:
-    new = link.with_name(link.name + PARTIAL)
-    if os.path.lexists(new):
-        new.unlink()
-    new.symlink_to(slot.name)
-    _adopt(new, link.parent)
-    new.rename(link)
-    _sync(link.parent)
-
-
-def _target(link: Path) -> Path | None:
-    """The slot that a link points at, whether it exists or not."""
-    try:
-        return link.parent / Path(os.readlink(link)).name
-    except OSError:
-        return None
-
-
 def _remove_old(bundles: Path) -> None:
-    """Remove the slots that neither link points at. Renamed first: half a slot must not look like one."""
-    keep = {_target(bundles / ACTIVE), _target(bundles / PREVIOUS)}
-    for path in bundles.iterdir():
-        if _SLOT_NAME.fullmatch(path.name) and path not in keep:
-            _remove(path.rename(path.with_name(path.name + PARTIAL)))
+    """Remove the slots that nothing leads to. Renamed first: half a slot must not look like one."""
+    try:
+        with _copying(bundles, "slots are being copied"):
+            _remove_partial(bundles)
+            _remove_unused(bundles)
+    except BundleError:
+        return  # somebody copies a slot right now; the next one to come here removes what is left
+    known, there = trials.origins(bundles), {path.name for path in _slots(bundles)}
+    if set(known) - there:
+        trials.write(bundles, trials.ORIGINS, {name: who for name, who in known.items() if name in there})
 
 
-def _adopt(path: Path, bundles: Path) -> None:
-    """Give what root has made to whom the state folder belongs, so that the daemon can manage it."""
-    if os.geteuid() == 0:
-        owner = bundles.parent.stat()
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+def _remove_unused(bundles: Path) -> None:
+    _sync(bundles)  # what the links say is on the disk before what they said before is gone
+    for path in sorted(_slots(bundles) - _used(bundles)):
+        _remove(path.rename(path.with_name(path.name + PARTIAL)))
+
+
+def _used(bundles: Path) -> set[Path]:
+    """The slots that a link leads to or that a mark under way names."""
+    links = {_target(bundles / name) for name in (ACTIVE, PREVIOUS, CANDIDATE)}
+    mark = trials.read(bundles)
+    marked = (mark.slot, mark.before, mark.held) if mark is not None and mark.stage in trials.UNDER_WAY else ()
+    return {path for path in links if path is not None} | {bundles / name for name in marked if name is not None}
 
 
 def _sync(path: Path) -> None:

@@ -58,7 +58,8 @@ def active_version(state: Path) -> int:
 
 
 def names(state: Path) -> list[str]:
-    return sorted(p.name for p in (state / "bundles").iterdir() if p.name != ".lock")
+    """What lies there, but for the lock and the marks."""
+    return sorted(p.name for p in (state / "bundles").iterdir() if p.name != ".lock" and p.suffix != ".json")
 
 
 def test_the_first_install(first: Path, state: Path) -> None:
