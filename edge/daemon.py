@@ -29,6 +29,7 @@ from edge.line_care import LineCare, override
 from edge.outbox import Outbox
 from edge.plc.desk import Desk
 from edge.publish import Publisher
+from edge.pulse import Pulse
 from edge.recipes import hash_of
 from edge.serving import open_product
 from edge.station import Serving, Station
@@ -81,6 +82,8 @@ class Daemon:
         self._told_books: tuple[LedgerCounts, int] | None = None
         self._watchdog_due_ns = 0
         self._watchdog_s = notify.watchdog_interval_s()
+        self._pulse = Pulse(notify.status, self._watchdog_s)
+        self._told_hung: frozenset[str] = frozenset()
         station = config.station
         self._topics = Topics(config.mqtt.prefix, station.site, station.line, station.node)
         self._cameras: list[CameraThread] = []
@@ -119,6 +122,7 @@ class Daemon:
         self._down.callback(self._stop_cameras)
         for settings in config.camera:
             self._start_camera(settings)
+        self._start_pulse()
 
     def _make_station(self, counts: LedgerCounts, parts: int) -> Station:
         product = self.product
@@ -235,6 +239,7 @@ class Daemon:
             # Looked at before the wait: what an ending camera delivers last is still taken.
             ended = all(camera.status().state is CaptureState.ENDED for camera in self._cameras)
             came = self._front.turn(TICK_S)
+            self._pulse.turn()
             if parts is not None and self.station.parts > parts:
                 parts = None
                 log.info("first verdict")
@@ -291,9 +296,7 @@ class Daemon:
             self._publisher.live(self._topics.health, self.station.health(self._front.health()))
             self.station.tell_drift()
             self._old_rows = self._genealogy is not None
-        if self._watchdog_s and now >= self._watchdog_due_ns and self._all_alive():
-            self._watchdog_due_ns = now + int(self._watchdog_s / 3 * 1e9)
-            notify.watchdog()
+        self._feed_watchdog(now)
 
     def _is_busy(self) -> bool:
         """Whether a part waits for its answer: this also runs while one waits for its frames."""
@@ -317,9 +320,37 @@ class Daemon:
             books = Books(ledger=counts, in_flight=in_flight, balanced=counts.balanced and in_flight >= 0)
             self._publisher.live(self._topics.ledger, books, retain=True)
 
-    def _all_alive(self) -> bool:
-        link = self._link is None or self._link.alive()
-        return link and self._publisher.alive() and all(camera.alive() for camera in self._cameras)
+    def _start_pulse(self) -> None:
+        """What the watchdog stands for: frames come in, are judged, stored, answered and sent.
+
+        Requests, evidence and recorder are beside that: one that hangs is an alarm, but parts are judged and answered
+        all the same, and a restart would stop the line for them.
+        """
+        pulse, kept = self._pulse, self._kept
+        for beat in (*(camera.beat for camera in self._cameras), self._outbox.beat, self._publisher.beat):
+            pulse.watch(beat)
+        if self._link is not None:
+            pulse.watch(self._link.beat)
+        pulse.watch(self._publisher.beat_of_requests, vital=False)
+        for writer in (kept.pictures, kept.recorder):
+            if writer is not None:
+                pulse.watch(writer.beat, vital=False)
+        pulse.start()
+        self._down.callback(pulse.stop)
+
+    def _feed_watchdog(self, now_ns: int) -> None:
+        """A sign of life for the service manager, from this thread and only while every other one moves."""
+        self._outbox.check()
+        hung = self._pulse.named()
+        if "hung_outbox" not in hung:  # an alarm is stored there
+            for code, text in hung.items():
+                self.station.alarm(code, "error", text, "Look into the log of the service; report it.")
+            for code in self._told_hung.difference(hung):
+                self.station.over(code)
+            self._told_hung = frozenset(hung)
+        if self._watchdog_s and now_ns >= self._watchdog_due_ns and self._pulse.fit():
+            self._watchdog_due_ns = now_ns + int(self._watchdog_s / 3 * 1e9)
+            notify.watchdog()
 
     def _last_words(self) -> None:
         """After everything that brings or answers parts has stopped."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.annotate import to_jpeg
-from edge.clock import Clock
+from edge.clock import Beat, Clock
 from edge.config import EvidenceSettings
 from edge.event import EvidenceCounts, encode
 from edge.evidence_folder import RECORD, EvidenceFolder, path_of, safe_name
@@ -142,6 +142,11 @@ class Evidence:
             dropped=spool.dropped,
             failed=spool.failed,
         )
+
+    @property
+    def beat(self) -> Beat:
+        """Moves while the thread that writes does."""
+        return self._spool.beat
 
     @property
     def state(self) -> DiskState:

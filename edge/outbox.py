@@ -15,6 +15,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.clock import Clock
+from edge.clock import Beat, Clock
 from edge.errors import OutboxError
 from edge.event import Envelope, LedgerCounts, OutboxCounts, encode, stamp
 from edge.files import write_whole
@@ -46,6 +47,8 @@ VERSION = 1
 RESERVE = 1000  # numbers reserved ahead in the side file; the widest jump when the outbox has to be begun anew
 LOCK_WAIT_S = 2.0
 CHUNK = 500  # values a statement
+CHECK_EVERY_S = 20.0  # an outbox that nobody wrote to for so long is written to, to see whether the disk still answers
+HUNG_S = 10.0  # one transaction; a flash card that cleans up takes a second or two
 
 SCHEMA = f"""
 BEGIN;
@@ -117,6 +120,7 @@ class Outbox:
 
     Attributes:
         set_aside: where a damaged or foreign file was moved at the start, None when there was none.
+        beat: moves with each transaction, done or refused by the disk; one that does not come back from it shows.
 
     Example:
         >>> import tempfile
@@ -154,14 +158,16 @@ class Outbox:
         self._listener: Callable[[Sequence[Row]], None] | None = None
         self._reserve = _Reserve(path.with_name(path.name + ".reserve"))
         self.set_aside: str | None = None
+        self.beat = Beat("outbox", HUNG_S)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db, self._books = self._open_or_replace()
-            with self._lock:
+            with self._lock, self.beat.working(CHECK_EVERY_S):
                 self._trim()
         except (sqlite3.Error, OSError) as error:
             raise self._failure("be opened", error) from error
         self._reserve.cover(self._books.last_seq, self._books.parts)
+        self._wrote()
 
     def add(self, drafts: Sequence[Draft], ledger: LedgerCounts, parts: int) -> list[int]:
         """Store messages, the ledger that counts them and the part counter, all or nothing; durable on return.
@@ -180,9 +186,10 @@ class Outbox:
         with self._lock:
             first = self._books.last_seq + 1
             rows = [self._row(first + i, draft) for i, draft in enumerate(drafts)]
-            self._reserve.cover(first + len(rows), parts)
             try:
-                self._retrying(partial(self._store, rows, drafts, encode(ledger), parts))
+                with self.beat.working(CHECK_EVERY_S):
+                    self._reserve.cover(first + len(rows), parts)
+                    self._retrying(partial(self._store, rows, drafts, encode(ledger), parts))
             except sqlite3.Error as error:
                 self._books = replace(self._books, refused=self._books.refused + len(rows))
                 raise self._failure("store a message", error) from error
@@ -213,7 +220,8 @@ class Outbox:
         query = "SELECT seq, topic, retain, payload FROM message WHERE seq > ? ORDER BY seq LIMIT ?"
         with self._lock:
             try:
-                found = self._db.execute(query, (after_seq, limit)).fetchall()
+                with self.beat.working(CHECK_EVERY_S):
+                    found = self._db.execute(query, (after_seq, limit)).fetchall()
             except sqlite3.Error as error:
                 raise self._failure("be read", error) from error
         return [Row(seq, topic, bool(retain), payload) for seq, topic, retain, payload in found]
@@ -225,7 +233,7 @@ class Outbox:
             OutboxError: they stay, and will be sent again unless a later call takes them out.
         """
         for begin in range(0, len(seqs), CHUNK):
-            with self._lock:  # taken for each chunk anew: an `add` waits for one chunk at most
+            with self._lock, self.beat.working(CHECK_EVERY_S):  # an `add` waits for one chunk at most
                 try:
                     self._db.execute("PRAGMA synchronous=NORMAL")
                     self._retrying(partial(self._deliver, seqs[begin : begin + CHUNK]))
@@ -234,6 +242,18 @@ class Outbox:
                 finally:
                     with contextlib.suppress(sqlite3.Error):
                         self._db.execute("PRAGMA synchronous=FULL")
+
+    def check(self) -> None:
+        """Write to the disk when nobody has for `CHECK_EVERY_S`: a disk that hangs shows in `beat` also between parts.
+
+        One that refuses has answered; who has something to store is told why.
+        """
+        if time.monotonic() < self._check_due_s:
+            return
+        beat = self.beat.working(CHECK_EVERY_S)
+        with self._lock, contextlib.suppress(sqlite3.Error), beat, transaction(self._db):
+            self._save(self._books)
+        self._wrote()
 
     def counts(self) -> OutboxCounts:
         """What is stored and what became of the rest, over all runs."""
@@ -260,10 +280,14 @@ class Outbox:
 
     def close(self) -> None:
         """Fold the write-ahead log into the file and close it; never raises."""
+        self.beat.rest()
         with self._lock, contextlib.suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with self._lock, contextlib.suppress(sqlite3.Error):
             self._db.close()
+
+    def _wrote(self) -> None:
+        self._check_due_s = time.monotonic() + CHECK_EVERY_S
 
     # From here on the lock is held by the caller.
 
@@ -298,6 +322,7 @@ class Outbox:
             books = self._evict(books, old.last_seq + 1)
             self._save(books)
         self._books = books
+        self._wrote()
 
     def _deliver(self, seqs: Sequence[int]) -> None:
         with transaction(self._db):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edge.chain import About
+from edge.clock import Beat
 from edge.event import Drift, Envelope, EvidenceCounts, GenealogyCounts, LedgerCounts, OutboxCounts, RecorderCounts
 from edge.evidence import Served
 from edge.outbox import Draft
@@ -91,6 +92,10 @@ class Pictures(Protocol):
     def counts(self) -> EvidenceCounts:
         """What is kept."""
 
+    @property
+    def beat(self) -> Beat:
+        """Moves while the thread that writes does."""
+
     def problem(self) -> str:
         """What keeps pictures from the disk, "" for nothing."""
 
@@ -109,6 +114,10 @@ class BlackBox(Protocol):
 
     def counts(self) -> RecorderCounts:
         """What is recorded."""
+
+    @property
+    def beat(self) -> Beat:
+        """Moves while the thread that writes does."""
 
     def problem(self) -> str:
         """What keeps records from the disk, "" for nothing."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge.broker import client_id
-from edge.clock import Clock
+from edge.clock import Beat, Clock
 from edge.config import Mqtt
 from edge.errors import OutboxError, PublishError
 from edge.event import Envelope, Response, Topics
@@ -34,6 +34,9 @@ REMOVE_BATCH = 50
 RETRY_OUTBOX_S = 1.0
 SHORT_LIVED_S = 5.0  # a connection that ended sooner does not count as success
 FAREWELL_S = 1.0  # for saying `offline` and DISCONNECT
+# A thread without progress for so long hangs. Its longest step is the way to a broker that does not answer: the
+# system's look-up, and then each address in turn; nothing is lost meanwhile.
+HUNG_S = 120.0
 
 
 class OutboxRow(Protocol):
@@ -106,6 +109,10 @@ class Publisher:
     Retained topics (`live(..., retain=True)` and rows of the outbox that are to be retained) are remembered by topic
     and sent again after each connect, so that a broker that lost its memory has the truth again; retained alarms,
     camera states and drift reports of an earlier run that nobody stands for any more are taken down.
+
+    Attributes:
+        beat: moves with each step of the session, also while the broker is away.
+        beat_of_requests: of the thread that answers requests.
     """
 
     def __init__(
@@ -142,6 +149,8 @@ class Publisher:
         self._deadline_s = 0.0
         self._waker = Waker()
         self._requests = RequestDesk(verbs, on_request, self._respond)
+        self.beat = Beat("publisher", HUNG_S)
+        self.beat_of_requests = self._requests.beat
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         outbox.listen(self._on_added)
 
@@ -162,10 +171,6 @@ class Publisher:
             log.warning("the MQTT session did not end within %g s; it is left behind", timeout_s + FAREWELL_S)
         else:
             self._waker.close()
-
-    def alive(self) -> bool:
-        """Whether the thread runs; it survives every trouble with broker and outbox, so False is a fault."""
-        return self._thread.is_alive()
 
     def connected(self) -> bool:
         """Whether somebody would hear a live message."""
@@ -232,6 +237,7 @@ class Publisher:
     def _run(self) -> None:
         failures = cut_short = 0
         while not self._stopping.is_set():
+            self.beat.now()
             session = self._new_session()
             begun_s = time.monotonic()
             try:
@@ -250,13 +256,19 @@ class Publisher:
                 detail += f"; is another client called {client_id(self._settings, self._topics)}, too?"
             self._disconnected(detail)
             ceiling_s = min(self._timing.backoff_max_s, self._timing.backoff_min_s * 2.0 ** min(failures, 16))
-            self._stopping.wait(random.uniform(self._timing.backoff_min_s, ceiling_s))
+            pause_s = random.uniform(self._timing.backoff_min_s, ceiling_s)
+            self.beat.now(pause_s)
+            self._stopping.wait(pause_s)
         with contextlib.suppress(OutboxError):
             self._remove_acked()
+        self.beat.rest()
 
     def _new_session(self) -> Session:
         timing = self._timing
-        return Session(self._settings, self._waker, self._on_message, connect_s=timing.connect_s, ack_s=timing.ack_s)
+        return Session(
+            self._settings, self._waker, self._on_message,
+            connect_s=timing.connect_s, ack_s=timing.ack_s, beat=self.beat,
+        )  # fmt: skip
 
     def _serve(self, session: Session) -> None:
         """One connection, from CONNECT to its end."""

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edge.clock import Clock
+from edge.clock import Beat, Clock
 from edge.config import RecorderSettings
 from edge.event import RecorderCounts, encode
 from edge.part import Part
@@ -150,6 +150,11 @@ class Recorder:
     def written_bytes(self) -> int:
         """Written to the disk since the start."""
         return self._sink.written_bytes
+
+    @property
+    def beat(self) -> Beat:
+        """Moves while the thread that writes does."""
+        return self._spool.beat
 
     @property
     def state(self) -> DiskState:

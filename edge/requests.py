@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
+from edge.clock import Beat
 from edge.errors import EdgeError
 from edge.event import Request, Response
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 REQUEST_BYTES = 65_536
 REQUESTS_WAITING = 32
 RESPONSES_REMEMBERED = 64
+TURN_S = 5.0  # how long the thread waits for a request before it shows that it is there
+HUNG_S = 60.0  # no handler takes so long: what does is done by a process of its own
 STOP_S = 1.0  # how long a handler may go on when the service stops
 
 
@@ -27,6 +30,7 @@ class RequestDesk:
 
     Attributes:
         verbs: what may be requested.
+        beat: moves with each request, and while there is none.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class RequestDesk:
         self._waiting: queue.Queue[tuple[str, bytes] | None] = queue.Queue(REQUESTS_WAITING)
         self._answered: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="requests", daemon=True)
+        self.beat = Beat("requests", HUNG_S)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -68,8 +73,17 @@ class RequestDesk:
             self._thread.join(STOP_S)
 
     def _run(self) -> None:
-        while (request := self._waiting.get()) is not None:
+        while True:
+            self.beat.now(TURN_S)
+            try:
+                request = self._waiting.get(timeout=TURN_S)
+            except queue.Empty:
+                continue
+            if request is None:
+                break
+            self.beat.now()
             self._answer(*request)
+        self.beat.rest()
 
     def _answer(self, verb: str, payload: bytes) -> None:
         transaction, problem = self._read(verb, payload)

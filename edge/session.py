@@ -16,6 +16,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge.broker import await_address, explain, explain_refusal, explain_silence, make_client
+from edge.clock import Beat
 from edge.config import Mqtt
 from edge.errors import PublishError
 
@@ -76,6 +77,7 @@ class Session:
         *,
         connect_s: float,
         ack_s: float,
+        beat: Beat,
     ) -> None:
         """Prepare; see `open`.
 
@@ -85,10 +87,12 @@ class Session:
             connect_s: for the broker's address, and again for the TCP connection, the TLS handshake, the broker's
                 answer.
             ack_s: without any acknowledgement for so long the connection is given up.
+            beat: of the thread; told of each step.
         """
         self._settings = settings
         self._connect_s = connect_s
         self._ack_s = ack_s
+        self._beat = beat
         self._waker = waker
         self._on_message = on_message
         self._client: mqtt.Client | None = None
@@ -117,7 +121,9 @@ class Session:
         client.on_publish = self._guarded(self._on_publish)
         client.on_message = self._guarded(self._on_paho_message)
         try:
+            self._beat.now(self._connect_s)
             await_address(self._settings, self._connect_s)
+            self._beat.now()
             client.connect(self._settings.host, self._settings.port, self._settings.keepalive_s)
         except (OSError, ValueError) as error:
             raise PublishError(explain(error, self._settings, self._connect_s)) from error
@@ -161,6 +167,7 @@ class Session:
 
     def turn(self, timeout_s: float) -> None:
         """Wait for the network or a wake-up, and do what there is to do."""
+        self._beat.now(timeout_s)
         client = self._paho()
         sock = client.socket()
         if sock is None or self.lost:

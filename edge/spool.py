@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from edge.clock import Beat
+
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 64_000_000  # of what waits: ten frames of 6 MB, or 20 parts a second of three 640x640 for 2.6 seconds
@@ -24,6 +26,7 @@ MOST_ITEMS = 20_000
 RETRY_S = 5.0  # pause before the disk is tried again
 ATTEMPTS = 5  # then one item is given up: it must not stand in the way for ever
 IDLE_S = 10.0  # a sink that has nothing to write is called so often
+HUNG_S = 120.0  # one step; the longest looks through a whole folder at the start
 
 T = TypeVar("T")
 Item = TypeVar("Item", contravariant=True)
@@ -101,6 +104,7 @@ class Spool(Generic[T]):
         dropped: items refused since the start because too much was waiting.
         failed: items lost since the start because the disk did not take them.
         trouble: how the disk is.
+        beat: moves with each step of the sink, done or refused by the disk, and while there is nothing to do.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class Spool(Generic[T]):
         self.dropped = 0
         self.failed = 0
         self.trouble = Trouble()
+        self.beat = Beat(what, HUNG_S)
 
     def start(self) -> None:
         """Begin to write."""
@@ -183,12 +188,14 @@ class Spool(Generic[T]):
                     self._bytes -= item[1]
                 self._changed.notify_all()
         self._try_alone(self._sink.end)
+        self.beat.rest()
 
     def _next(self) -> tuple[T, int] | None:
         """The item that has waited longest, left in the queue while it is written; None: the end."""
         while True:
             with self._changed:
                 wait_s = self._retry_s if self._in_trouble() else IDLE_S
+                self.beat.now(wait_s)
                 self._changed.wait_for(lambda: self._waiting or self._stopping, wait_s)
                 if self._waiting:
                     return self._waiting[0]
@@ -231,6 +238,7 @@ class Spool(Generic[T]):
             _Unwritable: it failed, and not for the disk's sake: trying again is of no use.
         """
         while True:
+            self.beat.now()
             try:
                 step()
             except OSError as error:
@@ -261,6 +269,7 @@ class Spool(Generic[T]):
 
     def _pause(self) -> bool:
         """Wait before the disk is tried again; True: the time is over."""
+        self.beat.now(self._retry_s)
         with self._changed:
             self._changed.wait_for(lambda: self._stopping, self._retry_s)
             return self._stopping

@@ -166,7 +166,7 @@ def test_broker_speaks_for_a_box_that_vanished_and_the_box_for_itself_when_it_st
             node.close()
             assert state(reader.wait_for(node.topics.state, 4)[3].payload) == "offline"
         assert state(retained(broker, node.topics.state) or b"") == "offline"
-        assert not node.publisher.alive() and not node.publisher.connected()
+        assert node.publisher.beat.thread() is None and not node.publisher.connected()
 
 
 # Alarms: durable and retained.
@@ -343,7 +343,8 @@ def _status(settings: Mqtt, tmp_path: Path, words: str, timing: Timing = QUICK) 
     try:
         node.publisher.start()
         wait_until(lambda: words in node.publisher.status().detail, 8, f"{words!r} in the status")
-        assert not node.publisher.connected() and node.publisher.alive()
+        assert not node.publisher.connected()
+        assert node.publisher.beat.thread() is not None and not node.publisher.beat.hangs()
         return node.publisher.status().detail
     finally:
         begun = time.monotonic()

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from edge.capture.base import FrameSink, Grab, Source
+from edge.clock import Beat
 from edge.config import Camera
 from edge.errors import CaptureError, FrameUnreadableError, SourceEndedError
 from edge.preprocess import Image
@@ -69,6 +70,9 @@ class CameraThread:
     """Runs one source until told to stop; no fault of the source ends the thread.
 
     `on_state` is called from this thread on every change of the state or its reason, not on every frame.
+
+    Attributes:
+        beat: moves with each call of the source, also while the camera is away and asked for again and again.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class CameraThread:
         self._failures = 0  # in a row, without a frame between
         self._content = _Content(settings.frozen_frames)
         self._logged: set[str] = set()
-        self._beat_ns: int | None = None  # when the source was last called; None while nothing is asked of it
+        self.beat = Beat(f"capture {settings.id}", HUNG_S, clock.mono_ns)
 
     def start(self) -> None:
         """Begin to open the source; returns at once."""
@@ -111,14 +115,6 @@ class CameraThread:
         """The state now, for any thread."""
         return self._status
 
-    def alive(self) -> bool:
-        """False when the thread died or hangs in its source, which only a new process can cure."""
-        beat_ns = self._beat_ns
-        if self._status.state is CameraState.ENDED or self._stop.is_set():
-            return True
-        hung = beat_ns is not None and (self._clock.mono_ns() - beat_ns) / 1e9 > HUNG_S
-        return self._thread.is_alive() and not hung
-
     def _run(self) -> None:
         self._tell(CameraState.OPENING, "")
         while not self._stop.is_set():
@@ -137,10 +133,11 @@ class CameraThread:
                 self._close()
             self._pause()
         self._close()
+        self.beat.rest()
 
     def _stream(self) -> None:
         """Open the source and pass on its frames until it fails or the camera is stopped."""
-        self._beat_ns = self._clock.mono_ns()
+        self.beat.now()
         self._source.open()
         if self._failures:
             self._status = replace(self._status, reopened=self._status.reopened + 1)
@@ -155,7 +152,7 @@ class CameraThread:
 
     def _read(self, timeout_s: float) -> bool:
         """Pass on one frame; False when none came in time."""
-        self._beat_ns = self._clock.mono_ns()
+        self.beat.now(timeout_s)
         try:
             grab = self._source.read(timeout_s)
         except FrameUnreadableError as fault:
@@ -179,9 +176,7 @@ class CameraThread:
         self._status = replace(self._status, frames=number)
         if self._status.state is not CameraState.STREAMING:
             self._tell(CameraState.STREAMING, "")
-        self._sink.put(
-            Frame(grab.image, self._settings.id, number, self._clock.mono_ns(), self._clock.ts(), grab.name)
-        )
+        self._sink.put(Frame(grab.image, self._settings.id, number, self._clock.mono_ns(), self._clock.ts(), grab.name))
 
     def _tell(self, state: CameraState, detail: str) -> None:
         """Change the state; a listener that fails must not take the camera down with it."""
@@ -208,8 +203,9 @@ class CameraThread:
 
     def _pause(self) -> None:
         """Wait before the next try, longer after each failure in a row, but not when told to stop."""
-        self._beat_ns = None
-        self._stop.wait(retry_pause_s(self._settings.retry_s, self._failures))
+        pause_s = retry_pause_s(self._settings.retry_s, self._failures)
+        self.beat.now(pause_s)
+        self._stop.wait(pause_s)
         self._failures += 1
 
 

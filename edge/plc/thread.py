@@ -9,7 +9,7 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-from edge.clock import Clock
+from edge.clock import Beat, Clock
 from edge.config import Plc
 from edge.errors import PlcError
 from edge.plc.desk import Desk
@@ -39,8 +39,9 @@ class Link(Protocol):
     def status(self) -> LinkStatus:
         """The state now, for any thread."""
 
-    def alive(self) -> bool:
-        """False when only a new process can help."""
+    @property
+    def beat(self) -> Beat:
+        """Moves with each turn of its thread, also while there is no port to be had."""
 
 
 class Wake:
@@ -110,7 +111,7 @@ class LinkThread(ABC):
         self._wake = Wake()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plc", daemon=True)
-        self._beat_ns = clock.mono_ns()
+        self.beat = Beat("PLC link", HUNG_S, clock.mono_ns)
         self._checked_ns = 0
         self._opened_ns = clock.mono_ns()
         self._told = _Told(clock)
@@ -133,7 +134,6 @@ class LinkThread(ABC):
     def start(self) -> None:
         """See `Link`."""
         self._desk.attach(self._wake.set)
-        self._beat_ns = self.clock.mono_ns()
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
@@ -163,18 +163,13 @@ class LinkThread(ABC):
             sum(self.outputs.dropped().values()),
         )
 
-    def alive(self) -> bool:
-        """See `Link`."""
-        if self._stop.is_set() or self._thread.ident is None:
-            return True
-        return self._thread.is_alive() and (self.clock.mono_ns() - self._beat_ns) / 1e9 < HUNG_S
-
     # The thread.
 
     def _run(self) -> None:
         retry = Retry()
         while not self._stop.is_set():
-            began_ns = self._beat_ns = self.clock.mono_ns()
+            self.beat.now()
+            began_ns = self.clock.mono_ns()
             try:
                 self._open()
                 self._serve()
@@ -189,8 +184,11 @@ class LinkThread(ABC):
             if self._opened_ns >= began_ns and self._worked():
                 retry.reset()
             self.handshake.collect(self.clock.mono_ns())
-            self._stop.wait(retry.pause_s())
+            pause_s = retry.pause_s()
+            self.beat.now(pause_s)
+            self._stop.wait(pause_s)
         self.outputs.close()
+        self.beat.rest()
 
     def _worked(self) -> bool:
         """Whether the connection that just ended was a real one, so that the port may well be there again at once."""
@@ -211,7 +209,8 @@ class LinkThread(ABC):
         last = False
         while not last:
             last = self._stop.is_set()
-            now_ns = self._beat_ns = self.clock.mono_ns()
+            self.beat.now()
+            now_ns = self.clock.mono_ns()
             self._wake.clear()
             until_ns = self.turn()
             self._look(now_ns)

@@ -140,7 +140,8 @@ def test_an_ended_source_is_closed_and_said_to_have_ended() -> None:
     with Line(settings(), source) as line:
         wait_for(lambda: line.camera.status().state is ENDED)
         wait_for(lambda: source.closed > 0)
-        assert line.camera.alive(), "to have ended is not to have died"
+        wait_for(lambda: line.camera.beat.thread() is None)
+        assert not line.camera.beat.hangs(), "to have ended is not to have died"
     assert line.said().endswith("ended: all 3 images were read")
 
 
@@ -171,11 +172,11 @@ def test_stopping_does_not_wait_for_a_pause_to_end() -> None:
     with line:
         wait_for(lambda: line.camera.status().state is RECONNECTING)
         start = time.monotonic()
-        assert line.camera.alive()
+        assert not line.camera.beat.hangs()
     assert time.monotonic() - start < 1
 
 
-def test_a_source_that_hangs_against_its_promise_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_hangs_against_its_promise_does_not_beat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge.capture.camera.HUNG_S", 0.2)
     release = threading.Event()
 
@@ -185,7 +186,7 @@ def test_a_source_that_hangs_against_its_promise_is_not_alive(monkeypatch: pytes
             return None
 
     with Line(settings(), Hangs(refuses, fresh)) as line:
-        wait_for(lambda: not line.camera.alive())
+        wait_for(line.camera.beat.hangs)
         assert not line.camera.stop(0.05)
         release.set()
 

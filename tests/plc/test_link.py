@@ -224,7 +224,7 @@ def test_a_port_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     status = rig.link.status()
     assert status.state is LinkState.RECONNECTING
     assert f"there is no serial port {rig.path}" in status.detail and "/dev/serial/by-id" in status.detail
-    assert rig.link.alive()
+    assert rig.link.beat.thread() is not None and not rig.link.beat.hangs()
     rig.plc.cable.plug()
     rig.state(LinkState.CONNECTED)
     rig.plc.next(SignalsLine)
@@ -385,7 +385,7 @@ def test_no_fault_of_a_dialect_ends_the_thread(rig: Rig, monkeypatch: pytest.Mon
     assert "ZeroDivisionError" in rig.link.status().detail
     monkeypatch.setattr(type(rig.link), "turn", real)
     rig.state(LinkState.CONNECTED)
-    assert rig.link.alive()
+    assert rig.link.beat.thread() is not None and not rig.link.beat.hangs()
 
 
 def test_file_descriptors_are_given_back(tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def run_simulator(folder: Path, dialect: str, plan: Plan, outputs: tuple[Output,
     finally:
         ended = link.stop(5)
         cable.pull()
-    assert ended and link.alive()
+    assert ended and link.beat.thread() is None, "it rests, it has not died"
     report["taken"] = len(station.taken)
     report["wrong_recipe"] = [t for t in station.taken if t.recipe != (t.number - 1) // 10 % 2 + 1]
     return report
