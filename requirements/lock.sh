@@ -31,8 +31,8 @@ freeze demo >"$work/demo"
 freeze demo,onnx,tools,test >"$work/dev"
 
 # Where Paddle Lite has no wheel, ONNX Runtime is the device's runtime.
-grep -vxFf "$work/device" "$work/onnx" | sed 's/$/; platform_machine != "x86_64"/' >"$work/arm"
-sed 's/^paddlelite==.*/&; platform_machine == "x86_64"/' "$work/device" >"$work/pins"
+grep -vxFf "$work/device" "$work/onnx" | sed 's/$/; platform_machine != "x86_64" or python_version >= "3.11"/' >"$work/arm"
+sed 's/^paddlelite==.*/&; platform_machine == "x86_64" and python_version < "3.11"/' "$work/device" >"$work/pins"
 echo "an-environment-is-never-empty" >"$work/none"
 : >"$work/head"
 cat "$work/pins" "$work/arm" | lock device "What runs on the device" "$work/none" "$work/head"

@@ -17,7 +17,11 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 FIND_PYTHON = ROOT / "requirements/find-python.sh"
-SCRIPTS = [".ci/run", *(f"requirements/{name}.sh" for name in ("find-python", "install", "lock")), "systemd/install.sh"]
+SCRIPTS = [
+    ".ci/run",
+    *(f"requirements/{name}.sh" for name in ("find-python", "install", "lock", "wheelhouse")),
+    "systemd/install.sh",
+]
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
