@@ -1,0 +1,27 @@
+"""Bundles of a few kilobytes that are whole, but hold no model that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge.bundle import manifest as manifests
+from edge.bundle.manifest import Fields
+
+
+def make_bundle(folder: Path, version: int, model_bytes: int = 5000, product: str = "pcb") -> Path:
+    """A bundle whose model file is `model_bytes` bytes of its version."""
+    (folder / "x86").mkdir(parents=True)
+    (folder / "x86/int8.nb").write_bytes(bytes([version % 256]) * model_bytes)
+    (folder / "recipe.toml").write_text(f'name = "{product}"\n')
+    (folder / "CARD.md").write_text(f"# {product} {version}\n")
+    artifact = {"file": "x86/int8.nb", "runtime": "paddlelite", "arch": "any", "precision": "int8", "made_with": "x 1"}
+    fields = Fields(
+        product=product,
+        version=version,
+        classes=["open"],
+        input={"width": 64, "height": 64, "channels": 1},
+        strides=[8],
+        artifacts=[artifact],
+    )
+    manifests.build(folder, fields)
+    return folder
