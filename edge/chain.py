@@ -47,7 +47,7 @@ class Row:
 
     Attributes:
         n: counts the rows of the chain from 1, without a gap.
-        kind: begin, part, void, late, override, challenge, recipe, start, stop or prune.
+        kind: begin, part, void, late, override, bundle, challenge, recipe, start, stop or prune.
         ts: wall clock, seconds since 1970, UTC: of a part when it was settled, of the others when they were written.
         part: number of the part that it is about, None for none. serial: of that part, None for none.
         outcome: what became of it in one word: a verdict or a loss; of an override the verdict given.

@@ -108,7 +108,7 @@ def _run(options: argparse.Namespace) -> int:
     stop.install()  # first of all, so that a stop during the start is not lost
     from edge import config, daemon
 
-    return daemon.main(lambda: config.load(options.config), stop)
+    return daemon.main(lambda: config.load(options.config), stop, options.config)
 
 
 def _add_check_config(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -15,27 +15,30 @@ from typing import TYPE_CHECKING
 
 from edge import __version__, notify
 from edge.bundle import slots
+from edge.bundle_state import BundleTeller, unmanaged
 from edge.capture import make_source
 from edge.capture.camera import CameraState as CaptureState
 from edge.capture.camera import CameraStatus, CameraThread
 from edge.capture.intake import Intake
+from edge.changeover import Changeover
 from edge.clock import Clock, SystemClock
 from edge.config import Camera, Config, config_hash
 from edge.errors import DEBUG_VARIABLE, ConfigError, EdgeError, GenealogyError, OutboxError, UsageError
 from edge.event import Books, CameraState, Info, LedgerCounts, Response, State, Topics
 from edge.fronts import FreeRunning, Front
+from edge.incumbent import Incumbent, make_incumbent
 from edge.keeping import open_kept, restore
+from edge.keeping import serve as serve_kept
 from edge.line_care import LineCare, override
 from edge.outbox import Outbox
 from edge.plc.desk import Desk
 from edge.publish import Publisher
 from edge.pulse import Pulse
-from edge.recipes import hash_of
-from edge.serving import open_product
-from edge.station import Serving, Station
+from edge.serving import Product, open_product
+from edge.station import Station
 from edge.stop import StopFlag
-from edge.stream_watch import StreamWatch
 from edge.tally import Tally
+from edge.update_child import Updates
 
 if TYPE_CHECKING:
     from edge.plc.link import Link
@@ -50,29 +53,34 @@ LINK_STOP_S = 3.0
 CAMERAS_START_S = 10.0  # a station with a PLC is Ready then at the latest
 LOOK_S = 0.2  # how often the loop looks at what goes on beside the parts
 QUIET_S = 1.0  # how long what takes a while waits at most for a moment without a part in hand
-VERBS = ("status", "relearn", "recipe", "override")
+VERBS = ("status", "relearn", "recipe", "override", "update", "rollback")
 
 
-def run(config: Config, stop: StopFlag, clock: Clock | None = None) -> int:
+def run(config: Config, stop: StopFlag, clock: Clock | None = None, config_file: Path | None = None) -> int:
     """Inspect until told to stop or until every camera has ended; 0 when it ended as it should.
+
+    Args:
+        config_file: where the config was read from; None: it was made by the program.
 
     Raises:
         EdgeError: it cannot start, or cannot go on; the message is for the operator.
     """
     clock = clock or SystemClock()
     with ExitStack() as down:
-        daemon = Daemon(config, clock, down)
+        daemon = Daemon(config, clock, down, config_file)
         daemon.start()
         notify.ready(f"{daemon.product.manifest.product} on {daemon.product.runtime}")
         daemon.loop(stop)
     daemon.check_books()
+    daemon.note_stop()
     return 0
 
 
 class Daemon:
     """Everything one process runs. What is started is pushed on `down`, which stops it in reverse order."""
 
-    def __init__(self, config: Config, clock: Clock, down: ExitStack) -> None:
+    def __init__(self, config: Config, clock: Clock, down: ExitStack, config_file: Path | None = None) -> None:
+        self._config_file = config_file
         self._config = config
         self._clock = clock
         self._down = down
@@ -92,8 +100,10 @@ class Daemon:
         """Build and start, from what everything stands on to what brings the first frame."""
         config, state = self._config, Path(self._config.paths.state)
         _claim(state, self._down)
-        self.product = open_product(
-            _bundle_folder(config),
+        # Counted before anything of the bundle is loaded: one that kills the process goes back after three starts.
+        self._began = slots.note_start(state) if not config.paths.bundle else None
+        product = open_product(
+            self._began.slot if self._began is not None else Path(str(config.paths.bundle)),
             config.runtime,
             recipe_file=Path(config.paths.recipe) if config.paths.recipe else None,
             recipe_folder=Path(config.paths.recipes) if config.paths.recipes else None,
@@ -104,17 +114,22 @@ class Daemon:
         self._down.callback(self._tally.close)
         self._outbox = Outbox(state / "outbox.db", int(config.outbox.quota_mb * 1e6), self._boot, self._clock)
         self._down.callback(self._outbox.close)
-        self._kept, self._genealogy = open_kept(config, self.product, self._clock, self._boot, self._down)
+        self.incumbent = make_incumbent(config, product, self._clock)
+        self._kept, self._genealogy = open_kept(config, product, self._clock, self._boot, self._down)
+        self._down.callback(self._save_watch)
+        self._updates = Updates(self._config_file, state)
         counts, parts = restore(self._outbox, self._tally, self._genealogy)
         self._publisher = Publisher(
             config.mqtt, self._topics, self._outbox, self._boot, self._clock, self._answer, VERBS
         )
         self.station = self._make_station(counts, parts)
         self._make_front()
+        self._make_changeover(state)
         self._publisher.start()
         self._down.callback(self._publisher.stop, PUBLISHER_STOP_S)
         self._tell_who_we_are()
         self._down.callback(self._last_words)
+        self._down.callback(self._updates.stop)
         if self._link is not None:
             self._link.start()
             self._down.callback(self._link.stop, LINK_STOP_S)
@@ -125,15 +140,9 @@ class Daemon:
         self._start_pulse()
 
     def _make_station(self, counts: LedgerCounts, parts: int) -> Station:
-        product = self.product
-        pipeline = product.pipeline(self._clock.mono_ns)
-        serving = Serving(
-            product.classes, product.shown_from, product.digest, product.foreign_from,
-            product.recipe.name, hash_of(product.recipe),
-        )  # fmt: skip
         station = Station(
-            pipeline,
-            serving,
+            self.incumbent.pipeline,
+            self.incumbent.serving,
             self._outbox,
             self._publisher,
             self._topics,
@@ -142,7 +151,7 @@ class Daemon:
             counts,
             parts,
             lambda: self._tally.count,
-            self._make_watch(),
+            self.incumbent.watch,
             self._kept,
         )
         if self._genealogy is not None and self._genealogy.set_aside:
@@ -169,26 +178,52 @@ class Daemon:
         from edge.line_assembly import make_line  # only a line with a PLC needs what it imports
 
         made = make_line(
-            self._config, self.product, self.station, self._publisher, self._topics, self._clock, self._tally.add,
+            self._config, self.incumbent, self.station, self._publisher, self._topics, self._clock, self._tally.add,
             self._meanwhile,
         )  # fmt: skip
         self._front, self._care, self._desk, self._link = made.front, made.care, made.desk, made.link
 
-    def _make_watch(self) -> StreamWatch | None:
-        product = self.product
-        self._watch: StreamWatch | None = None
-        if not product.recipe.drift.use:
-            return None
-        folder = Path(self._config.paths.state) / "drift" / product.manifest.product
-        model = product.manifest.files.get(product.artifact.file, product.digest)
-        watch = StreamWatch(product.judges, product.recipe, product.classes, folder, self._clock, model)
-        self._down.callback(watch.save)
-        self._watch = watch
-        return watch
+    @property
+    def product(self) -> Product:
+        """What is in charge."""
+        return self.incumbent.product
+
+    def _save_watch(self) -> None:
+        if self.incumbent.watch is not None:
+            self.incumbent.watch.save()
+
+    def _make_changeover(self, state: Path) -> None:
+        """Bundles of the state folder come and go; one that the config names stays."""
+        self._changeover: Changeover | None = None
+        self._teller: BundleTeller | None = None
+        if self._began is None:
+            return
+        self._changeover = Changeover(
+            self._config, self.incumbent, self._began, self.station, self._front, self._topics, self._clock, self._seat
+        )
+        self.station.beside = self._changeover
+        self._teller = BundleTeller(state, self._changeover, self._publisher, self._topics, self._clock)
+
+    def _seat(self, incumbent: Incumbent) -> None:
+        """Put another product in charge, between two parts."""
+        self.incumbent = incumbent
+        serve_kept(self._kept, self._config, incumbent.product, self._boot)
+        self.station.serve(incumbent.pipeline, incumbent.serving, incumbent.watch)
+        self._front.serve(incumbent)
+        self._tell_info()
 
     def _tell_who_we_are(self) -> None:
-        config, product = self._config, self.product
         self._publisher.live(self._topics.state, State(state="running"), retain=True)
+        info, manifest = self._tell_info(), self.product.manifest
+        if self._teller is None:
+            alone = unmanaged(manifest.product, manifest.version, self.product.digest)
+            self._publisher.live(self._topics.bundle, alone, retain=True)
+        body = {"version": __version__, "bundle": self.product.digest, "config_hash": info.config_hash}
+        self.station.row("start", body)
+        log.info("serving %s on %s", info.bundle, info.runtime)
+
+    def _tell_info(self) -> Info:
+        config, product = self._config, self.product
         info = Info(
             version=__version__,
             python=platform.python_version(),
@@ -201,8 +236,7 @@ class Daemon:
             cameras=[camera.id for camera in config.camera],
         )
         self._publisher.live(self._topics.info, info, retain=True)
-        self.station.row("start", {"version": __version__, "bundle": product.digest, "config_hash": info.config_hash})
-        log.info("serving %s on %s", info.bundle, info.runtime)
+        return info
 
     def _start_camera(self, settings: Camera) -> None:
         camera = CameraThread(settings, make_source(settings), self._front.sink, self._clock, self._tell_camera)
@@ -243,6 +277,8 @@ class Daemon:
             if parts is not None and self.station.parts > parts:
                 parts = None
                 log.info("first verdict")
+            if self._changeover is not None:
+                self._changeover.turn()
             self._housekeeping()
             if not came and ended and self._care is None:  # a PLC goes on to be answered
                 log.info("every camera has ended")
@@ -289,6 +325,9 @@ class Daemon:
             self._prune()
             self.station.check_kept()
             self._tell_books()
+            self._updates.tick()
+            if self._teller is not None:
+                self._teller.tick()
         waited_s = (now - self._health_due_ns) / 1e9
         if waited_s >= QUIET_S or (waited_s >= 0 and not self._is_busy()):
             self._health_due_ns = now + int(self._config.publish.health_s * 1e9)
@@ -372,9 +411,21 @@ class Daemon:
         if not counts.balanced or counts.triggers != captured:
             raise EdgeError(f"the ledger does not balance: {captured} triggers captured, settled are {counts}")
 
+    def note_stop(self) -> None:
+        """An ordered stop says nothing against a bundle on trial."""
+        if self._began is not None:
+            try:
+                slots.note_stop(Path(self._config.paths.state))
+            except EdgeError as error:
+                log.warning("%s", error)
+
     def _answer(self, verb: str, payload: bytes) -> Response:
         if verb == "relearn":
             return self._relearn()
+        if verb in ("update", "rollback"):
+            if self._began is None:
+                raise UsageError("the config names the bundle (paths.bundle): take that out, and bundles are installed")
+            return self._updates.update(payload) if verb == "update" else self._updates.rollback(payload)
         if verb == "override":
             return override(self._genealogy, payload)
         if verb == "recipe":
@@ -387,17 +438,12 @@ class Daemon:
 
     def _relearn(self) -> Response:
         """What the frames are like now is to count as good: for after new lamps, a new lens, a new material."""
-        if self._watch is None:
+        watch = self.incumbent.watch
+        if watch is None:
             return Response(transaction="", ok=False, text="drift is not watched: the recipe says drift.use = false")
-        self._watch.ask_relearn()
+        watch.ask_relearn()
         text = "each camera learns its drift baseline anew from its next good frames: make sure that they are good"
         return Response(transaction="", ok=True, text=text)
-
-
-def _bundle_folder(config: Config) -> Path:
-    if config.paths.bundle:
-        return Path(config.paths.bundle)
-    return slots.active(Path(config.paths.state))
 
 
 def _claim(state: Path, down: ExitStack) -> None:
@@ -417,8 +463,8 @@ def _claim(state: Path, down: ExitStack) -> None:
         raise ConfigError(str(state), ["another edge daemon uses this state folder; stop it first"]) from error
 
 
-def main(load: Callable[[], Config], stop: StopFlag) -> int:
+def main(load: Callable[[], Config], stop: StopFlag, config_file: Path | None = None) -> int:
     """What `edge run` does."""
     level = logging.DEBUG if os.environ.get(DEBUG_VARIABLE) else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return run(load(), stop)
+    return run(load(), stop, config_file=config_file)

@@ -8,7 +8,9 @@ from edge.admission import Admission
 from edge.capture.base import FrameSink
 from edge.capture.intake import Intake
 from edge.capture.ring import FrameRing
+from edge.config import Challenge
 from edge.event import LineHealth
+from edge.incumbent import Incumbent, check_masters, holds
 from edge.line import Line
 from edge.line_care import LineCare
 from edge.records import Loss
@@ -27,6 +29,22 @@ class Front(Protocol):
 
     def tick(self) -> None:
         """What goes on beside the parts; called a few times a second."""
+
+    def idle(self) -> bool:
+        """Whether nothing waits to be settled."""
+
+    def check(self, incumbent: Incumbent) -> None:
+        """Whether parts can be judged by another product, as far as that depends on how they come.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+
+    def serve(self, incumbent: Incumbent) -> None:
+        """Judge by another product from here on. Between two parts."""
+
+    def held(self, began_ns: int, ended_ns: int) -> None:
+        """An inference that was none of a part's took that time."""
 
     def finish(self) -> None:
         """At the stop: what is left becomes a named loss."""
@@ -54,6 +72,19 @@ class FreeRunning:
     def tick(self) -> None:
         """See `Front`."""
 
+    def idle(self) -> bool:
+        """See `Front`."""
+        return self._intake.idle()
+
+    def check(self, incumbent: Incumbent) -> None:
+        """See `Front`."""
+
+    def serve(self, incumbent: Incumbent) -> None:
+        """See `Front`: the station has all that it needs."""
+
+    def held(self, began_ns: int, ended_ns: int) -> None:
+        """See `Front`."""
+
     def finish(self) -> None:
         """See `Front`."""
         self._intake.close()
@@ -68,7 +99,16 @@ class FreeRunning:
 class Triggered:
     """The PLC says when a part is there."""
 
-    def __init__(self, line: Line, care: LineCare, ring: FrameRing, station: Station, admission: Admission) -> None:
+    def __init__(
+        self,
+        line: Line,
+        care: LineCare,
+        ring: FrameRing,
+        station: Station,
+        admission: Admission,
+        challenge: Challenge | None,
+    ) -> None:
+        self._challenge = challenge
         self.sink: FrameSink = ring
         self._line = line
         self._care = care
@@ -85,6 +125,24 @@ class Triggered:
         for camera, faults in self._ring.take_faults().items():
             self._station.capture_failed(camera, faults.text)
         self._care.tick()
+
+    def idle(self) -> bool:
+        """See `Front`."""
+        return self._line.idle()
+
+    def check(self, incumbent: Incumbent) -> None:
+        """See `Front`."""
+        check_masters(self._challenge, incumbent.product.classes)
+        self._care.check(incumbent.product.recipes)
+
+    def serve(self, incumbent: Incumbent) -> None:
+        """See `Front`."""
+        self._line.serve(incumbent.books, holds(incumbent.product))
+        self._care.serve(incumbent.product.recipes)
+
+    def held(self, began_ns: int, ended_ns: int) -> None:
+        """See `Front`."""
+        self._line.held(began_ns, ended_ns)
 
     def finish(self) -> None:
         """See `Front`."""

@@ -57,6 +57,9 @@ class Gatherer:
     A frame and a trigger are stamped by Python threads, and those stand still while a model runs. So all frames of a
     part are found before the first is judged, and a stamp that fell into an inference may be late by as long as that
     had run: the pairers are told, and let a frame go that could be its neighbour.
+
+    Attributes:
+        is_held: inferences hold the interpreter; see `holds` below.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Gatherer:
             meanwhile: called while it waits; True: the service is to stop.
             holds: inferences hold the interpreter (those of Paddle Lite do, those of ONNX Runtime do not).
         """
-        self._is_held = holds
+        self.is_held = holds
         self._ring = ring
         self._pairers = pairers
         self._admission = admission
@@ -88,7 +91,7 @@ class Gatherer:
         Those that follow each other at once are one: between them there is no time for a thread that reads a frame in
         several pieces.
         """
-        if not self._is_held:
+        if not self.is_held:
             return
         if self._holds and began_ns - self._holds[-1][1] <= SLACK_NS:
             began_ns = self._holds.pop()[0]

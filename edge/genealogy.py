@@ -46,7 +46,7 @@ OURS_IS = (APPLICATION_ID, VERSION, "a genealogy")
 
 # `begin` and `prune` are the chain's own; void, late and override say something of a part's row that stands before.
 ABOUT_A_PART = ("void", "late", "override")
-EVENTS = (*ABOUT_A_PART, "challenge", "recipe", "start", "stop")
+EVENTS = (*ABOUT_A_PART, "bundle", "challenge", "recipe", "start", "stop")
 OURS = ("n", "kind", "ts", "clock_ok", "boot")  # what every row says, filled in here
 
 LOCK_WAIT_S = 0.5  # readers never block a writer; a second writer does, and there should be none
@@ -168,7 +168,7 @@ class Genealogy:
         """Add the row of an event; durable on return.
 
         Args:
-            kind: void, late, override, challenge, recipe, start or stop.
+            kind: void, late, override, bundle, challenge, recipe, start or stop.
             body: what it says; `part`, `serial` and `outcome` become columns too. Of void, late and override `part`
                 has to be that of a part's row, of an override `serial` will do: the rest of the two, the number of
                 that row, and the `verdict` of an override as its `outcome`, are filled in.

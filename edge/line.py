@@ -98,6 +98,19 @@ class Line:
         self._pairs_since_doubt = 0
         self.no_frame: Counter[str] = Counter()
 
+    def serve(self, books: Mapping[int, Book], holds: bool) -> None:
+        """Judge by the books of another product from here on; `holds`: as `Gatherer` takes it."""
+        self._books = books
+        self._gatherer.is_held = holds
+
+    def idle(self) -> bool:
+        """Whether no trigger waits."""
+        return self._desk.idle()
+
+    def held(self, began_ns: int, ended_ns: int) -> None:
+        """An inference that was none of a part's took that time."""
+        self._gatherer.held(began_ns, ended_ns)
+
     def turn(self, timeout_s: float) -> bool:
         """Settle and answer the next trigger; False when there was none.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,23 +11,20 @@ import numpy as np
 from edge.admission import Admission
 from edge.capture.ring import FrameRing
 from edge.clock import Clock
-from edge.config import Challenge, Config
+from edge.config import Config
 from edge.errors import ConfigError
 from edge.event import Topics
 from edge.fronts import Triggered
-from edge.fuse import looking
 from edge.gather import Gatherer
+from edge.incumbent import Incumbent, check_masters, holds
 from edge.line import Book, Line
 from edge.line_care import MEMORY, LineCare, Memory, recipe_at_start
 from edge.pairing import Pairer
 from edge.plc.desk import Desk
 from edge.plc.link import Link, make_link
 from edge.ports import Wire
-from edge.recipe import Recipe
-from edge.recipes import hash_of
 from edge.records import Frame
-from edge.serving import Product, decisive_confidence
-from edge.settings import did_you_mean
+from edge.serving import Product
 from edge.station import Station
 
 WARM_UP, WARM_UP_BOOKS = 3, 4  # frames of each recipe, and recipes
@@ -46,7 +43,7 @@ class Made:
 
 def make_line(
     config: Config,
-    product: Product,
+    incumbent: Incumbent,
     station: Station,
     wire: Wire,
     topics: Topics,
@@ -61,41 +58,20 @@ def make_line(
     """
     if config.plc is None:
         raise ConfigError("the config", ["plc: missing; it must be given: a table"])
-    _check_masters(config.challenge, product.classes)
+    product, books = incumbent.product, incumbent.books
+    check_masters(config.challenge, product.classes)
     cameras = [camera.id for camera in config.camera]
     memory = Memory(Path(config.paths.state) / MEMORY)
     desk = Desk(config.plc.queue, product.recipes.numbers, recipe_at_start(product.recipes, memory).number, on_trigger)
-    books = {recipe.number: _book(recipe, product, cameras, clock) for recipe in product.recipes.recipes}
     ring = FrameRing(cameras, FRAMES_A_PART * (config.plc.queue + 1), clock.mono_ns)
     admission = Admission(_longest_ns(books.values(), product, clock), settle_prior_ns=0)
     pairers = {settings.id: Pairer(settings) for settings in config.camera}
-    gatherer = Gatherer(ring, pairers, admission, clock, meanwhile, holds=product.artifact.runtime == "paddlelite")
+    gatherer = Gatherer(ring, pairers, admission, clock, meanwhile, holds=holds(product))
     care = LineCare(desk, station, product.recipes, wire, topics, clock, memory, config.challenge)
     line = Line(desk, gatherer, books, station, admission, clock, care)
     link = make_link(config.plc, desk, clock, care.answered, care.late, config.output)
     care.link = link.status
-    return Made(Triggered(line, care, ring, station, admission), care, desk, link)
-
-
-def _check_masters(challenge: Challenge | None, classes: Sequence[str]) -> None:
-    """A master with a defect that nothing can find would be missed for ever."""
-    named = {master.defect for master in challenge.master if master.defect is not None} if challenge else set()
-    unknown = sorted(named.difference(classes))
-    if unknown:
-        hints = [f"`{name}` is no class of this bundle, {did_you_mean(name, classes)}" for name in unknown]
-        raise ConfigError("the config", [f"challenge.master: defect: {hint}" for hint in hints])
-
-
-def _book(recipe: Recipe, product: Product, cameras: list[str], clock: Clock) -> Book:
-    budget = recipe.budget_ms
-    return Book(
-        recipe,
-        hash_of(recipe),
-        product.pipeline_of(recipe, clock.mono_ns),
-        decisive_confidence(recipe.detect),
-        looking(recipe.fusion, cameras),
-        int(budget * 1e6) if budget is not None else None,
-    )
+    return Made(Triggered(line, care, ring, station, admission, config.challenge), care, desk, link)
 
 
 def _longest_ns(books: Iterable[Book], product: Product, clock: Clock) -> int:

@@ -122,6 +122,22 @@ class LineCare:
         self.times = AnswerTimes()
         self._times_lock = threading.Lock()
 
+    def check(self, recipes: RecipeSet) -> None:
+        """Whether another set of recipes can take the place of this one.
+
+        Raises:
+            ConfigError: its numbers are others, by which the PLC asks.
+        """
+        if recipes.numbers != self._recipes.numbers:
+            ours, theirs = (", ".join(map(str, sorted(x.numbers))) for x in (self._recipes, recipes))
+            problem = f"its recipes have the numbers {theirs}, and the PLC knows {ours}: give the recipes these numbers"
+            raise ConfigError("the bundle", [problem])
+
+    def serve(self, recipes: RecipeSet) -> None:
+        """The recipes of another product, which `check` has found to fit."""
+        self._recipes = recipes
+        self._tick_due_ns = 0
+
     # The inspection thread, for each part.
 
     def weigh(self, serial: str, outcome: str, codes: Collection[str]) -> tuple[str, str]:

@@ -222,13 +222,23 @@ class StreamWatch:
     Args:
         judges, recipe, classes: of the product.
         folder: of its state and evidence; another process must not use it.
+        before: a folder below which earlier detectors have theirs: one without a state goes on with the latest of them,
+            as far as that does not depend on the detector (the lens and the light do not).
         model: names the detector; what was learned of another one's answers is not taken for a baseline.
     """
 
     def __init__(
-        self, judges: Judges, recipe: Recipe, classes: Sequence[str], folder: Path, clock: Clock, model: str = ""
+        self,
+        judges: Judges,
+        recipe: Recipe,
+        classes: Sequence[str],
+        folder: Path,
+        clock: Clock,
+        model: str = "",
+        before: Path | None = None,
     ) -> None:
         self._model = model
+        self._before = before
         self._judges = judges
         self._recipe = recipe
         self._classes = tuple(classes)
@@ -279,6 +289,8 @@ class StreamWatch:
 
     def _read(self) -> dict[str, Any]:
         path = self._folder / STATE
+        if self._before is not None and not path.exists():
+            path = max(self._before.glob(f"*/{STATE}"), key=_changed_ns, default=path)
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -287,6 +299,13 @@ class StreamWatch:
             log.warning("the state of drift in %s cannot be read, watching begins anew: %s", path, error)
             return {}
         return kept if isinstance(kept, dict) else {}
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _notice(code: str, text: str, advice: str) -> Notice:

@@ -53,7 +53,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.trend",
     ),
     "adapter pulse": ("edge.pulse",),
-    "clock": ("edge.clock", "edge.files", "edge.sqlite_file"),  # what every adapter may use
+    "clock": ("edge.clock", "edge.errand", "edge.files", "edge.sqlite_file"),  # what every adapter may use
     "adapter bundle": ("edge.bundle.*",),
     "adapter capture": ("edge.capture.*",),
     "adapter chart": ("edge.answer_chart", "edge.drift.chart"),
@@ -77,7 +77,9 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     "application": (
         "edge.audit",
         "edge.bench",
+        "edge.bundle_state",
         "edge.calibrate",
+        "edge.changeover",
         "edge.daemon",
         "edge.drift_replay",
         "edge.doctor.*",
@@ -85,6 +87,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.incident_export",
         "edge.incident_file",
         "edge.incident_replay",
+        "edge.incumbent",
         "edge.installing",
         "edge.judges",
         "edge.fronts",
@@ -102,7 +105,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         "edge.station",
         "edge.stop",
         "edge.stream_watch",
-        "edge.succession",
+        "edge.update_child",
         "edge.updating",
     ),
     "view": ("edge.view.*",),

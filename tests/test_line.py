@@ -468,9 +468,9 @@ def test_a_master_whose_defect_no_model_can_find_is_refused_at_the_start() -> No
     """It would be missed each time, and parts held back for ever."""
     master = Challenge(master=[Master(serial="M1", defect="shrt")])
     config = Config(camera=[SimulatedCamera(id="cam1")], plc=Plc(port="/dev/plc"), challenge=master)
-    product = SimpleNamespace(classes=("open", "short"))
+    incumbent = SimpleNamespace(product=SimpleNamespace(classes=("open", "short")), books={})
     with pytest.raises(ConfigError, match="`shrt` is no class of this bundle, did you mean `short`"):
-        make_line(config, product, *[None] * 6)  # type: ignore[arg-type]
+        make_line(config, incumbent, *[None] * 6)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lost", ["overrun", "unknown_recipe"])

@@ -84,6 +84,11 @@ class Intake:
             self._fault_camera = self._fault_text = ""
             return taken
 
+    def idle(self) -> bool:
+        """Whether no frame waits."""
+        with self._changed:
+            return not self._slots
+
     def _next(self) -> Frame | None:
         """The frame that has waited longest for its turn: a fast camera cannot push out a slow one."""
         return self._slots.popitem(last=False)[1] if self._slots else None

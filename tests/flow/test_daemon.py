@@ -304,7 +304,7 @@ def test_drift_is_told_retained_and_goes_on_over_a_restart(tmp_path, broker, cli
     told = client.json("/cam1/drift")
     assert {message["status"] for message in told} == {"learning"}, "nobody knows yet, and that is what it says"
     assert "Nothing is known of drift" in told[-1]["text"] and told[-1]["wanted"] == 500
-    kept = json.loads(next(daemon.state.glob("drift/*/state.json")).read_text())
+    kept = json.loads(next(daemon.state.glob("drift/*/*/state.json")).read_text())
     assert kept["cam1"]["drift"]["size"] == [640, 640] and kept["cam1"]["trend"]["seen"] >= 10
     late = Client(broker.port)  # a technician who comes later
     wait_until(lambda: late.json("/cam1/drift"), 10, "the retained drift report")

@@ -1,0 +1,414 @@
+"""Brings another bundle into charge while the line runs: opened, tried in shadow, swapped, kept or returned.
+
+    news -> open -> shadow -> swap -> trial -> commit
+                      └ refuse          └ return to the bundle before
+
+`_story` is the whole of it, in this order. It is a generator that `turn` resumes in the inspection thread, between two
+parts: what waits for the disk or a child process is an errand in a thread of its own, and what has to happen in the
+inspection thread (models belong to it) happens in steps of some ten milliseconds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edge import serving
+from edge.bundle import slots
+from edge.bundle.slots import Start
+from edge.clock import Clock
+from edge.config import Config
+from edge.errand import Errand
+from edge.errors import BundleError, EdgeError
+from edge.event import Disagreement, Topics, Why
+from edge.files import write_whole
+from edge.fronts import Front
+from edge.incumbent import Incumbent, make_incumbent
+from edge.keeping import pictured
+from edge.outbox import Draft, Kind
+from edge.part import Part
+from edge.probation import Probation, Return, Usual
+from edge.records import Inspection, Loss
+from edge.shadow import Agreement, Rhythm, Shadow, ShadowLimits, compare
+from edge.station import Station
+
+log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+LOOK_NS = 200_000_000  # how often it looks for news and for the end of an errand
+USUAL = "usual.json"
+# Losses that a bundle can be to blame for; a trigger that came too fast or a camera that failed is not among them.
+BLAMED = (Loss.DEADLINE, Loss.PROCESSING_FAULT)
+
+
+class Need(Enum):
+    """What the next step wants."""
+
+    LOOK = "look"  # a fifth of a second later, whatever goes on
+    GAP = "gap"  # a moment in which no part waits
+    PART = "part"  # as soon as a part was settled and none waits; a fifth of a second later in any case
+
+
+Steps = Generator[Need, None, Made]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A slot that is to be in charge. `shadow`: it is to be seen beside the other one first."""
+
+    slot: Path
+    shadow: bool
+
+
+class GivenUpError(EdgeError):
+    """A bundle that does not come into charge; `code` says why in one word."""
+
+    def __init__(self, code: str, text: str) -> None:
+        self.code = code
+        super().__init__(text)
+
+
+class Changeover:
+    """Follows the slots of the state folder with what is in charge. Belongs to the inspection thread.
+
+    Attributes:
+        incumbent: what is in charge. slot: where it lies.
+        gap_ms: the longest time that one step kept the inspection thread from parts, since the last change began.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        incumbent: Incumbent,
+        start: Start,
+        station: Station,
+        front: Front,
+        topics: Topics,
+        clock: Clock,
+        seat: Callable[[Incumbent], None],
+    ) -> None:
+        """`seat` puts an incumbent in charge of everything; called between two parts."""
+        self.incumbent, self.slot = incumbent, start.slot
+        self.gap_ms = 0.0
+        self._config = config
+        self._state = Path(config.paths.state)
+        self._start = start
+        self._station = station
+        self._front = front
+        self._topics = topics
+        self._clock = clock
+        self._seat = seat
+        self._rhythm = Rhythm()
+        self._usual = Usual()
+        self._part: Part | None = None  # the latest one that nobody in shadow has seen
+        self._failed: Path | None = None  # a slot that could not be opened: not tried again
+        self._need, self._due_ns = Need.LOOK, 0
+        self.shadow: Shadow | None = None
+        self.probation: Probation | None = None
+        self._steps = self._story()
+
+    # What the station says of its parts.
+
+    def settled(self, part: Part) -> None:
+        """See `edge.ports.Beside`."""
+        at = part.trigger.at_mono_ns if part.trigger is not None else None
+        self._rhythm.note(at if at is not None else part.inspections[0].frame.captured_mono_ns)
+        if part.verdict is not None or part.loss in BLAMED:
+            for follower in self._followers():
+                follower.part(not part.passed)
+        for inspection in part.inspections:
+            ms = sum(inspection.stage_ms.values())
+            for follower in self._followers():
+                follower.frame(ms)
+        if self.shadow is not None and part.inspections:
+            for _ in self._part.inspections if self._part is not None else ():
+                self.shadow.no_time()
+            self._part = part
+
+    def fault(self, text: str) -> None:
+        """See `edge.ports.Beside`."""
+        if self.probation is not None:
+            self.probation.fault(text)
+
+    def _followers(self) -> list[Usual | Probation]:
+        return [self._usual, self.probation] if self.probation is not None else [self._usual]
+
+    # The inspection thread, between parts.
+
+    def turn(self) -> None:
+        """Go on with what is under way, if this moment is one for it. Never raises, never takes long."""
+        began_ns = self._clock.mono_ns()
+        if not self._may_go_on(began_ns):
+            return
+        try:
+            self._need = next(self._steps)
+        except Exception as error:  # a fault of the program must not stop the line
+            log.exception("the changeover failed")
+            text = f"bundles are not changed any more: {type(error).__name__}: {error}"
+            self._station.alarm("changeover", "error", text, "Restart the service; report it.")
+            self._steps = _idle()
+        ended_ns = self._clock.mono_ns()
+        self._due_ns = ended_ns + LOOK_NS
+        self.gap_ms = max(self.gap_ms, (ended_ns - began_ns) / 1e6)
+
+    def _may_go_on(self, now_ns: int) -> bool:
+        if self._need is Need.GAP:
+            return self._front.idle()
+        if self._need is Need.PART and self._part is not None:
+            return self._front.idle()
+        return now_ns >= self._due_ns
+
+    def _story(self) -> Steps[None]:
+        yield from self._after_start()
+        while True:
+            wanted = yield from self._news()
+            self.gap_ms = 0.0
+            try:
+                yield from self._bring(wanted)
+            except EdgeError as error:
+                yield from self._give_up(wanted, error)
+            finally:
+                self.shadow = self.probation = self._part = None
+
+    def _after_start(self) -> Steps[None]:
+        """A trial goes on over a restart; one that was given up at the start is told."""
+        start = self._start
+        if start.returned and start.trial is not None:
+            self._tell_given_up(f"{start.trial.slot} was returned to {start.slot.name}: {start.trial.text}")
+        if start.problem:
+            self._station.alarm("bundle", "warning", start.problem, "Free space on the state disk or replace it.")
+        if start.trial is None or start.trial.stage != "trial":
+            return
+        self._usual = self._read_usual()
+        try:
+            yield from self._on_trial(None, start.trial.starts)
+        except EdgeError as error:
+            log.warning("the trial of %s ended: %s", start.slot.name, error)
+        finally:
+            self.probation = None
+
+    def _news(self) -> Steps[Wanted]:
+        """Wait until another slot is to be in charge."""
+        seen: tuple[int, int] | None = None
+        while True:
+            yield Need.LOOK
+            stamp = slots.trial_stamp(self._state)
+            if stamp == seen:
+                continue
+            seen = stamp
+            trial = slots.read_trial(self._state)
+            if trial is not None and trial.stage == "shadow":
+                return Wanted(self._state / "bundles" / trial.slot, shadow=True)
+            active = self._active()
+            if active not in (None, self.slot, self._failed):
+                return Wanted(active, shadow=False)
+
+    def _active(self) -> Path | None:
+        try:
+            return slots.active(self._state)
+        except BundleError:
+            return None
+
+    def _bring(self, wanted: Wanted) -> Steps[None]:
+        before = self.incumbent
+        incumbent = yield from self._open(wanted.slot)
+        if wanted.shadow:
+            yield from self._in_shadow(incumbent, wanted.slot)
+            yield from self._errand("activate", self._activate)
+        yield from self._swap(incumbent, wanted.slot)
+        trial = slots.read_trial(self._state)
+        if trial is not None and trial.stage == "trial" and trial.slot == wanted.slot.name:
+            yield from self._on_trial(before, trial.starts)
+
+    def _open(self, slot: Path) -> Steps[Incumbent]:
+        """Load a bundle in this thread, a step at a time and none while a part waits."""
+        config, marks = self._config, self._state / "trials"
+        manifest = yield from self._errand("prepare", lambda: serving.prepare(slot, config.runtime, marks))
+        steps = serving.opening(
+            slot,
+            config.runtime,
+            recipe_file=Path(config.paths.recipe) if config.paths.recipe else None,
+            recipe_folder=Path(config.paths.recipes) if config.paths.recipes else None,
+            cameras=[camera.id for camera in config.camera],
+            trial_marks=marks,
+            manifest=manifest,
+        )
+        while True:
+            yield Need.GAP
+            began_ns = self._clock.mono_ns()
+            try:
+                next(steps)
+            except StopIteration as done:
+                product: serving.Product = done.value
+                break
+            finally:
+                self._front.held(began_ns, self._clock.mono_ns())
+        yield Need.GAP
+        incumbent = make_incumbent(config, product, self._clock)
+        self._front.check(incumbent)
+        return incumbent
+
+    def _in_shadow(self, incumbent: Incumbent, slot: Path) -> Steps[None]:
+        """Let it look at live parts in the time that they leave.
+
+        Raises:
+            GivenUpError: it judges too many of them differently, or fails.
+        """
+        asked = self._config.trial
+        if not asked.shadow_parts:
+            return
+        cameras = len(self._config.camera) if self._config.plc is not None else 1
+        limits = ShadowLimits(asked.shadow_parts * cameras, asked.disagree_max, int(asked.shadow_minutes * 60e9))
+        self.shadow = shadow = Shadow(limits, self._clock.mono_ns())
+        log.info("%s looks at parts beside %s", slot.name, self.slot.name)
+        while not shadow.over(self._clock.mono_ns()):
+            yield Need.PART
+            self._still(slot, "shadow")
+            part, self._part = self._part, None
+            for inspection in part.inspections if part is not None else ():
+                self._look(incumbent, part, inspection, shadow)
+            if why := shadow.refused():
+                raise GivenUpError("disagreement", why)
+        log.info("%s saw %d frames beside %s, %d differently", slot.name, shadow.seen, self.slot.name, shadow.disagreed)
+
+    def _look(self, incumbent: Incumbent, part: Part | None, seen: Inspection, shadow: Shadow) -> None:
+        began_ns = self._clock.mono_ns()
+        if part is None or not self._front.idle() or self._rhythm.spare_ns(began_ns) < shadow.need_ns:
+            shadow.no_time()
+            return
+        try:
+            other = incumbent.pipeline_of(part).inspect(seen.frame)
+        except EdgeError as error:
+            raise GivenUpError("fault", f"frame {seen.frame.number} could not be judged: {error}") from error
+        ended_ns = self._clock.mono_ns()
+        self._front.held(began_ns, ended_ns)
+        agreement = compare(seen.verdict.kind, other.verdict.kind)
+        shadow.note(agreement, ended_ns - began_ns)
+        if agreement is not Agreement.AGREED:
+            self._tell_disagreement(part, seen, other, incumbent)
+
+    def _tell_disagreement(self, part: Part, seen: Inspection, other: Inspection, incumbent: Incumbent) -> None:
+        pictures = self._station.pictures
+        opinion = replace(part, inspections=(other,), verdict=other.verdict, loss=None)
+        served = pictured(self._config, incumbent.product)
+        message = Disagreement(
+            camera=seen.frame.camera,
+            frame=seen.frame.number,
+            part=part.number,
+            active=seen.verdict.kind.value,
+            candidate=other.verdict.kind.value,
+            active_reasons=[Why(code=r.code, text=r.text) for r in seen.verdict.reasons],
+            candidate_reasons=[Why(code=r.code, text=r.text) for r in other.verdict.reasons],
+            active_digest=self.incumbent.product.digest,
+            candidate_digest=incumbent.product.digest,
+            evidence=pictures.keep_opinion(opinion, served) if pictures is not None else "",
+        )
+        self._station.tell(Draft(self._topics.disagreement, Kind.RESULT, False, message))
+
+    def _still(self, slot: Path, stage: str) -> None:
+        """Go on only while this is what is wanted: a person may have rolled back, or brought another bundle.
+
+        Raises:
+            GivenUpError: something else is wanted now.
+        """
+        trial = slots.read_trial(self._state)
+        if trial is None or (trial.slot, trial.stage) != (slot.name, stage):
+            raise GivenUpError("replaced", f"{slot.name} is not wanted any more")
+
+    def _activate(self) -> Path:
+        """The link first: whoever dies now starts with the new bundle on trial."""
+        usual = {"not_ok_share": self._usual.not_ok_share, "frame_ms": self._usual.frame_ms}
+        try:
+            path = self._state / "update" / USUAL
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, msgspec.json.encode(usual))
+        except OSError as error:
+            log.warning("what is usual of the bundle before cannot be kept: %s", error)
+        return slots.activate(self._state)
+
+    def _read_usual(self) -> Usual:
+        """What was usual of the bundle before the one on trial, as it was when that took over."""
+        try:
+            known = msgspec.json.decode((self._state / "update" / USUAL).read_bytes(), type=dict[str, float | None])
+        except (OSError, msgspec.MsgspecError):
+            return Usual()
+        return Usual(known.get("not_ok_share"), known.get("frame_ms"))
+
+    def _swap(self, incumbent: Incumbent, slot: Path) -> Steps[None]:
+        yield Need.GAP
+        before, self.incumbent, self.slot = self.incumbent, incumbent, slot
+        self._seat(incumbent)
+        if before.watch is not None:
+            before.watch.save()
+        body = {"from": before.product.digest, "to": incumbent.product.digest, "slot": slot.name}
+        self._station.row("bundle", body)
+        log.info("%s is in charge; the longest step took %.1f ms", slot.name, self.gap_ms)
+
+    def _on_trial(self, before: Incumbent | None, starts: int) -> Steps[None]:
+        """See whether it stays; else return to the one before, which is still loaded unless this is a new start."""
+        usual, self._usual = self._usual, Usual()
+        self.probation = probation = Probation(self._config.trial, usual, self._clock.mono_ns(), starts)
+        slot, drifted = self.slot, self._station.drifted()
+        self.shadow = None
+        while True:
+            yield Need.LOOK
+            self._still(slot, "trial")
+            if why := probation.wrong(self._station.drifted() - drifted):
+                yield from self._return(before, why, usual)
+                return
+            if probation.passed(self._clock.mono_ns()):
+                yield from self._errand("commit", lambda: slots.commit(self._state))
+                self.probation = None
+                self._station.over("bundle")
+                log.info("%s stays", slot.name)
+                return
+
+    def _return(self, before: Incumbent | None, why: Return, usual: Usual) -> Steps[None]:
+        left = self.slot
+        slot = yield from self._errand("return", lambda: slots.go_back(self._state, why.code, why.text))
+        self.probation, self._usual = None, usual
+        if before is None:
+            before = yield from self._open(slot)
+        yield from self._swap(before, slot)
+        self._tell_given_up(f"{left.name} was returned to {slot.name}: {why.text}")
+
+    def _give_up(self, wanted: Wanted, error: EdgeError) -> Steps[None]:
+        """What cannot come into charge is left where it is; the bundle in charge goes on."""
+        code = error.code if isinstance(error, GivenUpError) else "cannot_serve"
+        if code == "replaced":
+            return
+        self._failed = wanted.slot
+        text = str(error)
+        if wanted.shadow:
+            yield from self._settle_quietly("refuse", lambda: slots.refuse(self._state, code, text))
+        elif (trial := slots.read_trial(self._state)) is not None and trial.stage == "trial":
+            yield from self._settle_quietly("return", lambda: slots.go_back(self._state, code, text))
+        self._tell_given_up(f"{wanted.slot.name} was given up, {self.slot.name} goes on: {text}")
+
+    def _settle_quietly(self, name: str, call: Callable[[], Any]) -> Steps[None]:
+        try:
+            yield from self._errand(name, call)
+        except EdgeError as error:
+            log.warning("%s: %s", name, error)
+
+    def _tell_given_up(self, text: str) -> None:
+        advice = "Parts are judged as before. Look at the disagreements and the card of the new bundle."
+        self._station.alarm("bundle", "warning", text, advice)
+
+    def _errand(self, name: str, call: Callable[[], Made]) -> Steps[Made]:
+        """Have something done beside the parts, and wait for it between them."""
+        errand = Errand(f"bundle-{name}", call)
+        while not errand.done():
+            yield Need.LOOK
+        return errand.result()
+
+
+def _idle() -> Steps[None]:
+    while True:
+        yield Need.LOOK
