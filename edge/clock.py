@@ -95,7 +95,7 @@ class Beat:
         self.name = name
         self.limit_s = limit_s
         self._mono_ns = mono_ns
-        self._last: tuple[int, threading.Thread | None] | None = None
+        self._last: tuple[int, threading.Thread] | None = None
 
     def now(self, for_s: float = 0.0) -> None:
         """This thread moves, and waits for so long at most before it does again."""
@@ -106,13 +106,13 @@ class Beat:
         self._last = None
 
     @contextlib.contextmanager
-    def working(self, again_s: float) -> Iterator[None]:
-        """Of what many threads do in turn: one does it inside, and somebody does it again within `again_s`."""
+    def working(self) -> Iterator[None]:
+        """Of what many threads do in turn: one of them does it inside."""
         self.now()
         try:
             yield
         finally:
-            self._last = (self._mono_ns() + int(again_s * 1e9), None)
+            self.rest()
 
     def silent_s(self) -> float:
         """How long it has not moved, beyond what it said that it would wait."""
@@ -120,7 +120,7 @@ class Beat:
         return max(0.0, (self._mono_ns() - last[0]) / 1e9) if last is not None else 0.0
 
     def thread(self) -> threading.Thread | None:
-        """The one that moved last; None when it rests, or nobody is at it."""
+        """The one that moved last; None when it rests."""
         last = self._last
         return last[1] if last is not None else None
 

@@ -31,6 +31,7 @@ LOOK_S: Final = 0.5  # how often it looks
 LATE_S: Final = 1.0  # it came so much too late itself: nobody could move, and nobody is to blame
 STOOD_STILL_S: Final = 10.0  # that is worth a line in the log
 TURN_S: Final = 10.0  # one turn of the inspection, at most; the service manager's own limit holds in any case
+PLACE_LINES: Final = 3
 PACKAGE: Final = Path(__file__).parent
 
 
@@ -135,18 +136,22 @@ class Pulse:
 
 
 def _place(beat: Beat) -> str:
-    """Where its thread is: the innermost call, and the line of ours that made it."""
+    """Where its thread is: the innermost call, and the last lines of ours that led to it, one a file."""
     thread = beat.thread()
-    if thread is None:
-        return ", and nobody is at it"
+    if thread is None:  # it has just come to rest
+        return ""
     frame = sys._current_frames().get(thread.ident or 0)
     if frame is None or not thread.is_alive():
         return f", its thread {thread.name} has ended"
-    ours: FrameType | None = frame
-    while ours is not None and PACKAGE not in Path(ours.f_code.co_filename).parents:
-        ours = ours.f_back
-    inner = _spot(frame)
-    return f", in {inner}" if ours is None or ours is frame else f", in {inner}, called by {_spot(ours)}"
+    spots, outer = [_spot(frame)], frame.f_back
+    seen = {frame.f_code.co_filename}
+    while outer is not None and len(spots) < PLACE_LINES:
+        file = outer.f_code.co_filename
+        if PACKAGE in Path(file).parents and file not in seen:
+            spots.append(_spot(outer))
+            seen.add(file)
+        outer = outer.f_back
+    return ", in " + ", called by ".join(spots)
 
 
 def _spot(frame: FrameType) -> str:
