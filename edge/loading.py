@@ -7,23 +7,54 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from edge.bundle import choice
 from edge.bundle import manifest as manifests
+from edge.bundle import passport as passports
 from edge.bundle.manifest import Artifact, JudgeName, Manifest
+from edge.bundle.passport import Here
 from edge.config import Runtime
 from edge.predictor import Predictor, Shape, canary, check_providers, installed_runtimes, load
 
+BOARD = Path("/proc/device-tree/model")
 
-def chosen(manifest: Manifest, runtime: Runtime, judge: JudgeName | None = None) -> Artifact:
+
+def chosen(
+    manifest: Manifest, runtime: Runtime, judge: JudgeName | None = None, folder: Path | None = None
+) -> Artifact:
     """The model that this machine runs, of the detector or of a judge.
+
+    Args:
+        folder: of the bundle. Where it is a slot that was proved on this device, as the device is now, the fastest
+            detector that passed; else the first in the usual order.
 
     Raises:
         BundleError: nothing in the bundle runs here.
     """
+    if judge is None and folder is not None and (proved := _proved(manifest, runtime, folder)) is not None:
+        return proved
     # A judge comes in the precision that it has: what the site wants is said of the detector.
     precision = runtime.precision if judge is None else "auto"
     return choice.choose(
         manifest, machine(), installed_runtimes(), prefer=runtime.prefer, precision=precision, judge=judge
+    )
+
+
+def _proved(manifest: Manifest, runtime: Runtime, folder: Path) -> Artifact | None:
+    passport = passports.read(folder.resolve())
+    if passport is None or not passport.holds(manifests.digest(manifest), here(runtime)):
+        return None
+    picked = passports.pick(passport.proofs, runtime.prefer, runtime.precision)
+    return next((a for a in manifest.artifacts if picked is not None and a.file == picked.file), None)
+
+
+def here(runtime: Runtime) -> Here:
+    """This device, as far as a proof of its models depends on it."""
+    versions = passports.versions(installed_runtimes(), opencv=cv2.__version__, numpy=np.__version__)
+    return Here(
+        machine=machine(), board=board(), versions=versions, threads=runtime.threads, providers=runtime.providers
     )
 
 
@@ -64,7 +95,7 @@ def try_models(folder: Path, manifest: Manifest, shape: Shape, runtime: Runtime,
     shapes: dict[JudgeName | None, Shape] = {name: (1, *judge.shape) for name, judge in manifest.judges.items()}
     shapes[None] = shape
     for judge, its_shape in shapes.items():
-        artifact = chosen(manifest, runtime, judge)
+        artifact = chosen(manifest, runtime, judge, folder)
         sha256 = manifest.files.get(artifact.file, manifests.digest(manifest))
         providers = providers_of(artifact, runtime)
         _try_once(artifact, folder / artifact.file, its_shape, providers, trial_marks, sha256)
@@ -90,6 +121,13 @@ def machine() -> str:
     """This machine's architecture as bundles name it: x86_64 or aarch64."""
     name = platform.machine()
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+def board() -> str:
+    """The board's model as its device tree says it, such as `Raspberry Pi 5 Model B Rev 1.0`; "" on a PC."""
+    with contextlib.suppress(OSError):
+        return BOARD.read_text(encoding="utf-8", errors="replace").strip("\0 \n")[:100]
+    return ""
 
 
 def open_judge(

@@ -160,7 +160,7 @@ def opening(
         EdgeError: as `open_product`, in any step.
     """
     manifest = manifest or manifests.read(folder)
-    artifact = loading.chosen(manifest, runtime)
+    artifact = loading.chosen(manifest, runtime, folder=folder)
     recipes = _recipes_of(folder, manifest, recipe_file, recipe_folder, cameras)
     recipe = recipes.recipes[0]
     spec = input_spec(manifest)
