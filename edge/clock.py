@@ -14,6 +14,8 @@ from typing import Final, Protocol
 # to remember to raise this number.
 RELEASED_TS: Final = 1_790_000_000.0  # 2026-09-21
 BUILT_FILE: Final = "built.txt"
+# A floor beyond the year 2100 is a fault of whoever said it; believed, it would make every clock wrong for ever.
+ABSURD_TS: Final = 4_102_444_800.0
 
 
 class Clock(Protocol):
@@ -36,22 +38,26 @@ def not_before_ts(folder: Path = Path(__file__).parent) -> float:
     True
     """
     try:
-        return max(RELEASED_TS, float((folder / BUILT_FILE).read_text(encoding="ascii")))
+        return _later(RELEASED_TS, float((folder / BUILT_FILE).read_text(encoding="ascii")))
     except (OSError, ValueError):  # a checkout has none; a damaged one is no reason not to start
         return RELEASED_TS
+
+
+def _later(known_ts: float, ts: float) -> float:
+    return ts if known_ts < ts < ABSURD_TS else known_ts
 
 
 class SystemClock:
     """The real clocks. The wall clock is not believed while it is behind what is known to be past.
 
     >>> clock = SystemClock()
-    >>> clock.raise_floor(4e9); clock.ok()
+    >>> clock.raise_floor(4.1e9); clock.ok()
     False
     """
 
     def __init__(self, floor_ts: float = 0.0) -> None:
         """`floor_ts`: a time that is past for certain, such as when signed metadata was accepted last."""
-        self._floor_ts = max(floor_ts, not_before_ts())
+        self._floor_ts = _later(not_before_ts(), floor_ts)
 
     def mono_ns(self) -> int:
         """See `Clock`."""
@@ -67,7 +73,7 @@ class SystemClock:
 
     def raise_floor(self, ts: float) -> None:
         """It is later than `ts` for certain; what is known already is never taken back. Any thread."""
-        self._floor_ts = max(self._floor_ts, ts)
+        self._floor_ts = _later(self._floor_ts, ts)
 
     def floor(self) -> float:
         """It is not earlier than this, whatever the wall clock says: for what expires."""
