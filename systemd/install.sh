@@ -9,7 +9,7 @@
 #   systemd/install.sh --uninstall [--purge]    --purge: config, bundles and waiting messages go too
 #
 # --image: this machine is an image that is being made (a chroot, a container): nothing is started.
-# --root DIR: the same below DIR, from outside; the user edge is made there by --image, or by hand.
+# --root DIR: the same below DIR, from outside; systemd makes the user edge when that machine boots.
 # --dry-run only says what would be done.
 #
 # Wheels of your own in /etc/edge/wheels, such as Paddle Lite built on the board, go into each release.
@@ -168,7 +168,7 @@ is_good() { # PATH: a Python of a version that we want, which can make environme
 
 pip_install() { # from the wheels if they were given
     local from=() pip=(-m pip)
-    [ -z "$links" ] || from=(--no-index --find-links "$links")
+    [ -z "$links" ] || from=(--isolated --no-index --find-links "$links")
     [ -z "$pip_wheel" ] || pip=("$pip_wheel/pip") # pip runs from its wheel, and is no part of the release
     run "$release/bin/python" "${pip[@]}" --disable-pip-version-check --no-input install --quiet --no-deps \
         --root-user-action=ignore "${from[@]}" "$@"
@@ -333,11 +333,21 @@ remove_old_releases() { # this one and the one before stay
     done
 }
 
+# Cameras, serial ports, GPU: the groups that this machine has of those.
 make_user() {
-    is_machine || return 0
-    getent passwd edge >/dev/null && return 0
-    begin "making the user edge"
-    run useradd --system --user-group --home-dir /var/lib/edge --no-create-home --shell /usr/sbin/nologin edge
+    local group
+    if ! is_machine; then
+        run mkdir -p "$root/usr"
+        run touch "$root/usr" # so that systemd-sysusers makes the user at the next boot
+        return 0
+    fi
+    if ! getent passwd edge >/dev/null; then
+        begin "making the user edge"
+        run useradd --system --user-group --home-dir /var/lib/edge --no-create-home --shell /usr/sbin/nologin edge
+    fi
+    for group in video dialout render; do
+        ! getent group "$group" >/dev/null || run usermod --append --groups "$group" edge
+    done
 }
 
 write_config() {
