@@ -24,6 +24,8 @@ from edge.event import Topics
 SUBJECT: Final = "broker"
 STEP_S: Final = 5.0  # for the name, the TCP connection, the handshake, the broker's answer, each
 ALERT_S: Final = 0.5  # a broker that wants another client certificate says so right after the handshake
+ECHO_S: Final = 2.0  # for a message to come back
+PROBE: Final = b'{"schema":"edge.doctor_probe.v1"}'
 USUAL_PORTS: Final = (1883, 8883)
 HOSTNAME_MISMATCH, IP_MISMATCH, EXPIRED, NOT_YET = 62, 64, 10, 9  # X509_V_ERR_... of OpenSSL
 SERVER_FIX: Final = "have a new certificate made for the broker, put it in its place there and start the broker again"
@@ -268,7 +270,7 @@ def _log_in(config: Config) -> Iterator[Finding]:
         yield _note.ok(
             "logged_in", f"the broker lets this box in{f' as {settings.username}' if settings.username else ''}"
         )
-        yield visit.may_listen(topics.request("#"), settings)
+        yield visit.hears_itself(f"{topics.state.rpartition('/')[0]}/doctor", settings)
     except (OSError, ValueError, PublishError) as error:
         yield _split("log_in", broker.explain(error, settings, STEP_S))
     finally:
@@ -282,11 +284,13 @@ class _Visit:
         self._settings, self._name = settings, name
         self._answers: list[Any] = []
         self._grants: list[Any] = []
+        self._heard: list[bytes] = []
         self._gone = False
         self._client = broker.make_client(settings, name, reconnect=False)
         self._client.connect_timeout = STEP_S
         self._client.on_connect = lambda _c, _d, _f, reason, _p: self._answers.append(reason)
         self._client.on_subscribe = lambda _c, _d, _m, reasons, _p: self._grants.extend(reasons)
+        self._client.on_message = lambda _c, _d, message: self._heard.append(bytes(message.payload))
         self._client.on_disconnect = lambda *_: setattr(self, "_gone", True)
 
     def enter(self) -> Finding | None:
@@ -299,24 +303,26 @@ class _Visit:
             return _split("not_let_in", broker.explain_refusal(self._answers[0], self._settings, self._name))
         return None
 
-    def may_listen(self, topic: str, settings: Mqtt) -> Finding:
-        """Whether the broker's rights let this user hear its requests."""
+    def hears_itself(self, topic: str, settings: Mqtt) -> Finding:
+        """Whether the broker's access list lets this user speak and listen below its topics.
+
+        A broker that forbids it still acknowledges what it throws away, so only hearing it again proves anything.
+        """
         self._client.subscribe(topic, 1)
         self._turn_until(lambda: bool(self._grants) or self._gone, STEP_S)
-        who = settings.username or "an anonymous client"
-        if not self._grants:
-            return _note.unknown(
-                "rights_unknown", f"the broker did not say whether {who} may listen to {topic}", "see its log"
-            )
-        if self._grants[0].is_failure:
-            return _note.error(
-                "no_rights",
-                f"the broker does not let {who} listen to {topic}",
-                "give that user rights in its access list (mosquitto: acl_file): "
-                f"`topic readwrite {topic.rpartition('/request')[0]}/#`",
-                topic=topic,
-            )
-        return _note.ok("rights", f"requests on {topic} would be heard", topic=topic)
+        if self._grants and not self._grants[0].is_failure:
+            self._client.publish(topic, PROBE, qos=1)
+            self._turn_until(lambda: PROBE in self._heard or self._gone, ECHO_S)
+        if PROBE in self._heard:
+            return _note.ok("rights", f"it may speak and listen below {topic.rpartition('/')[0]}", topic=topic)
+        base = topic.rpartition("/")[0]
+        return _note.error(
+            "no_rights",
+            f"the broker lets {settings.username or 'this box'} in, but what it says on {topic} does not come back: "
+            "results are acknowledged and thrown away",
+            f"in the broker's access list (mosquitto: acl_file) give it `topic readwrite {base}/#`",
+            topic=topic,
+        )
 
     def leave(self) -> None:
         """Say goodbye."""

@@ -43,7 +43,7 @@ def holders(system: System, device: str) -> tuple[list[Process], bool]:
     for process in processes(system):
         folder = f"/proc/{process.pid}/fd"
         if not system.may(folder, os.R_OK):
-            all_seen = False
+            all_seen = all_seen and not system.exists(folder)  # it may have ended meanwhile
             continue
         links = (system.link(f"{folder}/{handle}") for handle in system.names(folder))
         if process.pid != os.getpid() and any(link == wanted for link in links):
