@@ -45,23 +45,23 @@ class Reporter:
     def __init__(self, subject: str) -> None:
         self.subject = subject
 
-    def ok(self, code: str, text: str, **data: Any) -> Finding:
+    def ok(self, code: str, text: str, /, **data: Any) -> Finding:
         """It was looked at and is well."""
         return self._make("ok", code, text, "", data)
 
-    def info(self, code: str, text: str, fix: str = "", **data: Any) -> Finding:
+    def info(self, code: str, text: str, fix: str = "", /, **data: Any) -> Finding:
         """Worth knowing."""
         return self._make("info", code, text, fix, data)
 
-    def warning(self, code: str, text: str, fix: str, **data: Any) -> Finding:
+    def warning(self, code: str, text: str, fix: str, /, **data: Any) -> Finding:
         """It works, and wants attention."""
         return self._make("warning", code, text, fix, data)
 
-    def error(self, code: str, text: str, fix: str, **data: Any) -> Finding:
+    def error(self, code: str, text: str, fix: str, /, **data: Any) -> Finding:
         """It does not work, or will not for long."""
         return self._make("error", code, text, fix, data)
 
-    def unknown(self, code: str, text: str, fix: str, **data: Any) -> Finding:
+    def unknown(self, code: str, text: str, fix: str, /, **data: Any) -> Finding:
         """It could not be looked at."""
         return self._make("unknown", code, text, fix, data)
 
