@@ -641,10 +641,11 @@ def _slot_names(manifest: Manifest) -> Iterator[str]:
 
 def _find_slot(bundles: Path, manifest: Manifest) -> Path | None:
     """An undamaged slot that holds this very bundle."""
-    for name in _slot_names(manifest):
+    there = _slots(bundles)
+    for slot in (bundles / name for name in _slot_names(manifest)):
         try:
-            if manifests.read(bundles / name) == manifest:
-                return bundles / name
+            if slot in there and manifests.read(slot) == manifest:
+                return slot
         except BundleError:
             continue
     return None

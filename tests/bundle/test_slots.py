@@ -1,4 +1,4 @@
-"""Slots: an install happens or does not, wherever it is killed; errors leave the active bundle alone."""
+"""Slots: an install happens or does not; errors leave the active bundle alone. `test_kills` cuts it short."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,26 +14,9 @@ import pytest
 
 from edge.bundle import manifest as manifests
 from edge.bundle import slots
-from edge.bundle.manifest import MANIFEST, Fields
+from edge.bundle.manifest import MANIFEST
 from edge.errors import BundleError
-
-
-def make_bundle(folder: Path, version: int, model_bytes: int = 5000) -> Path:
-    (folder / "x86").mkdir(parents=True)
-    (folder / "x86/int8.nb").write_bytes(bytes([version]) * model_bytes)
-    (folder / "recipe.toml").write_text('name = "pcb"\n')
-    (folder / "CARD.md").write_text(f"# pcb {version}\n")
-    artifact = {"file": "x86/int8.nb", "runtime": "paddlelite", "arch": "any", "precision": "int8", "made_with": "x 1"}
-    fields = Fields(
-        product="pcb",
-        version=version,
-        classes=["open"],
-        input={"width": 64, "height": 64, "channels": 1},
-        strides=[8],
-        artifacts=[artifact],
-    )
-    manifests.build(folder, fields)
-    return folder
+from tests.bundle.tiny_bundle import make_bundle
 
 
 @pytest.fixture
@@ -211,60 +192,6 @@ def test_every_file_and_folder_is_on_the_disk_before_the_slot_has_its_name(
     assert wanted <= set(events[:named])
     assert str(state / "bundles") in events[named:switched], "the name is on the disk before a link leads to it"
     assert str(state / "bundles") in events[switched:]
-
-
-# --- kill -9 at every step ---
-
-
-def killed_at(step: int, action: Callable[[], object]) -> bool:
-    """Run in a child that kills itself at its step-th operation on files; True when it came to that."""
-    child = os.fork()
-    if child == 0:
-        count = 0
-
-        def hook(event: str, _args: tuple[object, ...]) -> None:
-            nonlocal count
-            if event == "open" or event.startswith(("os.", "shutil.", "fcntl.")):
-                count += 1  # first, since the kill is such an event too
-                if count == step + 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            sys.addaudithook(hook)
-            action()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"the child failed by itself: {status}"
-    return status != 0
-
-
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("action", ["install", "install over a damaged slot", "rollback"])
-def test_killed_at_any_step_the_active_bundle_still_loads(action: str, stride: int, tmp_path: Path) -> None:
-    start, work = tmp_path / "start", tmp_path / "work"
-    bundles = [make_bundle(tmp_path / str(version), version, 100) for version in (1, 2, 3)]
-    for bundle in bundles[:2]:
-        slots.install(bundle, start)
-    if action == "install over a damaged slot":
-        slots.install(bundles[2], start)
-        (slots.active(start) / "CARD.md").write_text("x")
-        slots.rollback(start)
-    old = active_version(start)
-    step, seen = 0, set()
-    killed = True
-    while killed:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(start, work, symlinks=True)
-        run = (lambda: slots.rollback(work)) if action == "rollback" else (lambda: slots.install(bundles[2], work))
-        killed = killed_at(step, run)
-        seen.add(active_version(work))  # reads and checks every file of the active slot
-        assert slots.install(bundles[2], work).manifest.version == 3, "and the next install works"
-        assert not [name for name in names(work) if name.endswith(".partial")]
-        step += stride
-    assert step > (15 if action == "rollback" else 80), "it was killed at many places"
-    assert seen == {old, 1 if action == "rollback" else 3}, "before: the old one; after: the new one; nothing else"
 
 
 # --- errors of the file system ---
