@@ -126,10 +126,17 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "top": (*BELOW_ADAPTERS, "clock", "adapter", "stages", "application", "view", "top"),
     "tools": (*BELOW_ADAPTERS, "stages", "tools"),
 }
-# Beyond its layers: training measures what serving runs, and writes the manifest that serving reads.
+# Beyond its layers: training measures what serving runs, writes the manifest that serving reads, and packs and signs
+# what it unpacks and believes.
 # The view gets to the broker by the same way as the daemon, and says the same when it does not.
 ALSO: Mapping[str, tuple[str, ...]] = {
-    "tools": ("edge.predictor", "edge.bundle", "edge.bundle.manifest"),
+    "tools": (
+        "edge.predictor",
+        "edge.bundle",
+        "edge.bundle.archive",
+        "edge.bundle.manifest",
+        "edge.bundle.roles",
+    ),
     "view": ("edge.broker",),
 }
 

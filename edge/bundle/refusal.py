@@ -31,14 +31,9 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets
 from tuf.api.serialization import DeserializationError
 
 from edge.bundle.mirror import MirrorError
+from edge.bundle.roles import PRODUCT_ROLE, REVOKED
 from edge.errors import TrustError
 
-# Fields of ours in the signed metadata.
-DEVELOPMENT: Final = "x-edge-development"  # true in a root that was made for development
-SIGNED_AT: Final = "x-edge-signed"  # when a timestamp was signed, seconds since 1970
-REVOKED: Final = "x-edge-revoked"  # keys that were taken back: a list of {keyid, role, on, reason, key}
-
-PRODUCT_ROLE: Final = "product-"
 COPY_AGAIN: Final = "copy the whole repository again from its publisher"
 DO_NOT_USE: Final = "do not use it, and ask its publisher"
 _FILE: Final = re.compile(r"metadata/(?:(\d+)\.)?(.+)\.json")

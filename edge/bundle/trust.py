@@ -33,16 +33,8 @@ from tuf.ngclient import Updater, UpdaterConfig
 from edge.bundle import trust_floor
 from edge.bundle.manifest import EdgeVersion, ProductName, Sha256
 from edge.bundle.mirror import Mirror, Say, quiet
-from edge.bundle.refusal import (
-    COPY_AGAIN,
-    DEVELOPMENT,
-    PRODUCT_ROLE,
-    SIGNED_AT,
-    Case,
-    explain,
-    parse,
-    rolled_back,
-)
+from edge.bundle.refusal import COPY_AGAIN, Case, explain, parse, rolled_back
+from edge.bundle.roles import DEVELOPMENT, PRODUCT_ROLE, SIGNED_AT
 from edge.bundle.trust_floor import FOLDER, Floor, Mark
 from edge.clock import not_before_ts
 from edge.errors import TrustError
