@@ -53,8 +53,9 @@ class BundleTeller:
         self._last = outcomes.read(self._state)
         active = _ref(self._state, self._changeover.slot)
         if active is not None:
-            previous, candidate = slots.previous(self._state), slots.candidate(self._state)
-            self._refs = active, _ref(self._state, previous), _ref(self._state, candidate)
+            coming = trial is not None and trial.stage == "shadow"
+            candidate = self._state / "bundles" / trial.slot if trial is not None and coming else None
+            self._refs = active, _ref(self._state, slots.previous(self._state)), _ref(self._state, candidate)
 
     def _tell(self, now_ns: int) -> None:
         assert self._refs is not None

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 LOOK_NS = 200_000_000  # how often it looks for news and for the end of an errand
+PATIENCE_NS = 2_000_000_000  # a line that has always a part waiting is kept waiting for one step so often
 USUAL = "usual.json"
 # Losses that a bundle can be to blame for; a trigger that came too fast or a camera that failed is not among them.
 BLAMED = (Loss.DEADLINE, Loss.PROCESSING_FAULT)
@@ -51,7 +52,7 @@ class Need(Enum):
     """What the next step wants."""
 
     LOOK = "look"  # a fifth of a second later, whatever goes on
-    GAP = "gap"  # a moment in which no part waits
+    GAP = "gap"  # a moment in which no part waits; where there is none for long, any between two parts
     PART = "part"  # as soon as a part was settled and none waits; a fifth of a second later in any case
 
 
@@ -79,6 +80,7 @@ class Changeover:
 
     Attributes:
         incumbent: what is in charge. slot: where it lies.
+        shadow, probation: of the bundle that came last or is coming; None before.
         gap_ms: the longest time that one step kept the inspection thread from parts, since the last change began.
     """
 
@@ -106,9 +108,11 @@ class Changeover:
         self._seat = seat
         self._rhythm = Rhythm()
         self._usual = Usual()
+        self._moved_before: set[str] = set()  # signals of drift that moved under the bundle before
         self._part: Part | None = None  # the latest one that nobody in shadow has seen
         self._failed: Path | None = None  # a slot that could not be opened: not tried again
-        self._need, self._due_ns = Need.LOOK, 0
+        self._need, self._due_ns, self._went_on_ns = Need.LOOK, 0, clock.mono_ns()
+        self._looks = self._tries = False  # a bundle is in shadow, on trial
         self.shadow: Shadow | None = None
         self.probation: Probation | None = None
         self._steps = self._story()
@@ -126,18 +130,18 @@ class Changeover:
             ms = sum(inspection.stage_ms.values())
             for follower in self._followers():
                 follower.frame(ms)
-        if self.shadow is not None and part.inspections:
+        if self._looks and self.shadow is not None and part.inspections:
             for _ in self._part.inspections if self._part is not None else ():
                 self.shadow.no_time()
             self._part = part
 
     def fault(self, text: str) -> None:
         """See `edge.ports.Beside`."""
-        if self.probation is not None:
-            self.probation.fault(text)
+        for follower in self._followers():
+            follower.fault(text)
 
     def _followers(self) -> list[Usual | Probation]:
-        return [self._usual, self.probation] if self.probation is not None else [self._usual]
+        return [self._usual, self.probation] if self._tries and self.probation is not None else [self._usual]
 
     # The inspection thread, between parts.
 
@@ -154,12 +158,12 @@ class Changeover:
             self._station.alarm("changeover", "error", text, "Restart the service; report it.")
             self._steps = _idle()
         ended_ns = self._clock.mono_ns()
-        self._due_ns = ended_ns + LOOK_NS
+        self._due_ns, self._went_on_ns = ended_ns + LOOK_NS, ended_ns
         self.gap_ms = max(self.gap_ms, (ended_ns - began_ns) / 1e6)
 
     def _may_go_on(self, now_ns: int) -> bool:
         if self._need is Need.GAP:
-            return self._front.idle()
+            return self._front.idle() or now_ns - self._went_on_ns >= PATIENCE_NS
         if self._need is Need.PART and self._part is not None:
             return self._front.idle()
         return now_ns >= self._due_ns
@@ -168,13 +172,14 @@ class Changeover:
         yield from self._after_start()
         while True:
             wanted = yield from self._news()
-            self.gap_ms = 0.0
+            self.gap_ms, self.shadow, self.probation = 0.0, None, None
             try:
                 yield from self._bring(wanted)
             except EdgeError as error:
                 yield from self._give_up(wanted, error)
             finally:
-                self.shadow = self.probation = self._part = None
+                self._looks = self._tries = False
+                self._part = None
 
     def _after_start(self) -> Steps[None]:
         """A trial goes on over a restart; one that was given up at the start is told."""
@@ -191,7 +196,7 @@ class Changeover:
         except EdgeError as error:
             log.warning("the trial of %s ended: %s", start.slot.name, error)
         finally:
-            self.probation = None
+            self._tries = False
 
     def _news(self) -> Steps[Wanted]:
         """Wait until another slot is to be in charge."""
@@ -199,14 +204,12 @@ class Changeover:
         while True:
             yield Need.LOOK
             stamp = slots.trial_stamp(self._state)
-            if stamp == seen:
-                continue
+            trial = slots.read_trial(self._state) if stamp != seen else None
             seen = stamp
-            trial = slots.read_trial(self._state)
             if trial is not None and trial.stage == "shadow":
                 return Wanted(self._state / "bundles" / trial.slot, shadow=True)
-            active = self._active()
-            if active not in (None, self.slot, self._failed):
+            active = self._active()  # looked at each time: the mark is there before its link
+            if active is not None and active not in (self.slot, self._failed):
                 return Wanted(active, shadow=False)
 
     def _active(self) -> Path | None:
@@ -266,6 +269,7 @@ class Changeover:
         cameras = len(self._config.camera) if self._config.plc is not None else 1
         limits = ShadowLimits(asked.shadow_parts * cameras, asked.disagree_max, int(asked.shadow_minutes * 60e9))
         self.shadow = shadow = Shadow(limits, self._clock.mono_ns())
+        self._looks = True
         log.info("%s looks at parts beside %s", slot.name, self.slot.name)
         while not shadow.over(self._clock.mono_ns()):
             yield Need.PART
@@ -275,6 +279,7 @@ class Changeover:
                 self._look(incumbent, part, inspection, shadow)
             if why := shadow.refused():
                 raise GivenUpError("disagreement", why)
+        self._looks, self._part = False, None
         log.info("%s saw %d frames beside %s, %d differently", slot.name, shadow.seen, self.slot.name, shadow.disagreed)
 
     def _look(self, incumbent: Incumbent, part: Part | None, seen: Inspection, shadow: Shadow) -> None:
@@ -343,6 +348,7 @@ class Changeover:
     def _swap(self, incumbent: Incumbent, slot: Path) -> Steps[None]:
         yield Need.GAP
         before, self.incumbent, self.slot = self.incumbent, incumbent, slot
+        self._moved_before = self._station.drifted()
         self._seat(incumbent)
         if before.watch is not None:
             before.watch.save()
@@ -354,17 +360,15 @@ class Changeover:
         """See whether it stays; else return to the one before, which is still loaded unless this is a new start."""
         usual, self._usual = self._usual, Usual()
         self.probation = probation = Probation(self._config.trial, usual, self._clock.mono_ns(), starts)
-        slot, drifted = self.slot, self._station.drifted()
-        self.shadow = None
+        slot, self._tries = self.slot, True
         while True:
             yield Need.LOOK
             self._still(slot, "trial")
-            if why := probation.wrong(self._station.drifted() - drifted):
+            if why := probation.wrong(self._station.drifted() - self._moved_before):
                 yield from self._return(before, why, usual)
                 return
             if probation.passed(self._clock.mono_ns()):
                 yield from self._errand("commit", lambda: slots.commit(self._state))
-                self.probation = None
                 self._station.over("bundle")
                 log.info("%s stays", slot.name)
                 return
@@ -372,7 +376,7 @@ class Changeover:
     def _return(self, before: Incumbent | None, why: Return, usual: Usual) -> Steps[None]:
         left = self.slot
         slot = yield from self._errand("return", lambda: slots.go_back(self._state, why.code, why.text))
-        self.probation, self._usual = None, usual
+        self._tries, self._usual = False, usual
         if before is None:
             before = yield from self._open(slot)
         yield from self._swap(before, slot)

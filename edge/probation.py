@@ -38,6 +38,9 @@ class Usual:
         """A frame was judged within so many milliseconds."""
         self._ms.append(ms)
 
+    def fault(self, text: str) -> None:
+        """A frame could not be judged: nothing that is usual."""
+
     @property
     def not_ok_share(self) -> float | None:
         """Of the latest parts; None while there were too few."""
