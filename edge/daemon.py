@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge import __version__, notify
-from edge.bundle import slots
+from edge.bundle import slots, trust_floor
 from edge.bundle_state import BundleTeller, unmanaged
 from edge.capture import make_source
 from edge.capture.camera import CameraState as CaptureState
@@ -65,7 +65,7 @@ def run(config: Config, stop: StopFlag, clock: Clock | None = None, config_file:
     Raises:
         EdgeError: it cannot start, or cannot go on; the message is for the operator.
     """
-    clock = clock or SystemClock()
+    clock = clock or SystemClock(trust_floor.read(Path(config.paths.state) / trust_floor.FOLDER).time)
     with ExitStack() as down:
         daemon = Daemon(config, clock, down, config_file)
         daemon.start()

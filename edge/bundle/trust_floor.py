@@ -11,12 +11,14 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from tuf.api.metadata import Role
 
 from edge.files import write_whole
+
+if TYPE_CHECKING:  # the daemon reads the record at its start, and needs no more of TUF
+    from tuf.api.metadata import Role
 
 FOLDER: Final = "trust"
 _COPIES: Final = ("floor.json", "floor.copy.json")
