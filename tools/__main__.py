@@ -46,6 +46,7 @@ STEPS = {
     "arl": ("arl", "how long a drift monitor stays calm and how soon it speaks, by simulation"),
     "good_parts": ("good_parts", "pack a bundle for a product of which only good parts are known"),
     "make_bundle": ("make_bundle", "put models, recipe, golden samples, passport and card together"),
+    "publish": ("publish", "sign bundles and publish them for devices: keys, repository, expiry, revocation"),
 }
 
 
