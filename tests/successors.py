@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -26,8 +27,9 @@ def successor(
         assert old in text, f"the recipe of {source} has no {old!r}"
         text = text.replace(old, new)
     path.write_text(f"{text}{more}")
-    fields = msgspec.to_builtins(manifests.read_unverified(source))
+    fields: Any = msgspec.to_builtins(manifests.read_unverified(source))
     for key in ("files", "format", "created"):
         del fields[key]
-    manifests.build(folder, {**fields, "version": version})
+    fields["version"] = version
+    manifests.build(folder, fields)
     return folder

@@ -64,7 +64,7 @@ class Box:
     def ask(self, verb: str, **fields: str) -> dict[str, Any]:
         have = len(self.client.json(f"/response/{verb}"))
         topic = f"edge/v1/site/line/edge/request/{verb}"
-        self.client.publish(topic, json.dumps({"transaction": f"t-{verb}-{have}", **fields}))
+        self.client.publish(topic, json.dumps({"transaction": f"t-{verb}-{have}", **fields}).encode())
         wait_until(lambda: len(self.client.json(f"/response/{verb}")) > have, 20, f"an answer to {verb}")
         return self.client.json(f"/response/{verb}")[-1]
 
