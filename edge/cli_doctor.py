@@ -31,7 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 # As edge.doctor.subjects has them; written out so that other commands need not load every check to start.
 SUBJECTS = (
     "config", "clock", "disk", "memory", "thermals", "cameras", "serial", "broker", "update", "network", "runtime",
-    "permissions", "service",
+    "bundle", "permissions", "service",
 )  # fmt: skip
 
 

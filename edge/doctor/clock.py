@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
+from edge.bundle.trust import time_floor
 from edge.clock import not_before_ts
 from edge.doctor.context import Context
 from edge.doctor.finding import Finding, Reporter
@@ -33,15 +34,27 @@ def check(context: Context) -> Iterator[Finding]:
     """Floor, NTP, hardware clock, and whether time went back."""
     system = context.system
     now = system.now()
-    yield floor_finding(now)
+    yield floor_finding(now, time_floor(system.path(context.state)))
     yield from _synchronised(system)
     yield from _hardware_clock(system, now)
     yield from _went_back(context, now)
 
 
-def floor_finding(now: float) -> Finding:
-    """A box without a battery starts in 1970 or at its image's build."""
+def floor_finding(now: float, signed: float = 0.0) -> Finding:
+    """A box without a battery starts in 1970 or at its image's build.
+
+    Args:
+        signed: when the newest metadata was signed that this box has accepted; 0: none.
+    """
     floor = not_before_ts()
+    if floor <= now < signed:
+        return _note.error(
+            "before_repository",
+            f"the clock says {_moment(now)}, but this box has accepted what was signed on {_moment(signed)}",
+            SET_FIX,
+            now_ts=round(now, 3),
+            floor_ts=signed,
+        )
     if now >= floor:
         return _note.ok("set", f"the clock says {_moment(now)}", now_ts=round(now, 3))
     return _note.error(

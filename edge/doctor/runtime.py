@@ -73,12 +73,15 @@ def _loads(context: Context, name: str, version: str) -> Iterator[Finding]:
     """Loaded in a child process: a library that does not fit can end the process that loads it."""
     ran = context.system.run([sys.executable, "-c", TRY[name]], LOAD_S)
     told = {"runtime": name, "version": version}
-    if ran is None or ran.code != 0:
-        said = ran.said if ran is not None else "Python is gone"
-        how = f" (signal {-ran.code})" if ran is not None and ran.code is not None and ran.code < 0 else ""
+    if ran is None:
+        text = f"whether {name} {version} loads was not tried: this user may not run {sys.executable}"
+        yield _note.unknown("load_unknown", text, "run `sudo edge doctor`", **told)
+        return
+    if ran.code != 0:
+        how = f" (signal {-ran.code})" if ran.code is not None and ran.code < 0 else ""
         yield _note.error(
             "does_not_load",
-            f"{name} {version} does not load{how}: {said}",
+            f"{name} {version} does not load{how}: {ran.said}",
             f"install it again for this Python and this processor; {INSTALL_FIX}",
             **told,
         )

@@ -6,6 +6,7 @@ from typing import Final
 
 from edge.doctor import (
     broker,
+    bundle,
     cameras,
     clock,
     disk,
@@ -22,7 +23,7 @@ from edge.doctor import (
 from edge.doctor.examine import Check
 
 _MODULES = (
-    site, clock, disk, memory, thermals, cameras, serial_ports, broker, update, network, runtime, permissions,
+    site, clock, disk, memory, thermals, cameras, serial_ports, broker, update, network, runtime, bundle, permissions,
     service,
 )  # fmt: skip
 CHECKS: Final[dict[str, Check]] = {module.SUBJECT: module.check for module in _MODULES}

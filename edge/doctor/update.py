@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import os
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import timezone
 from typing import Any, Final
 
 from edge.bundle import outcome as outcomes
+from edge.bundle.refusal import parse
+from edge.bundle.roles import DEVELOPMENT
 from edge.config import Update
+from edge.doctor.certificates import day
 from edge.doctor.context import Context
 from edge.doctor.finding import Finding, Reporter
 from edge.event import UpdateOutcome
 
 SUBJECT: Final = "update"
+Metadata = Any  # of python-tuf, which only `edge.bundle` imports
+ACCEPTED_ROOT: Final = "trust/metadata/root.json"
 ANSWER_S: Final = 8.0
 SOON_DAYS: Final = 60.0  # a root has to be renewed by people who meet for it
 LARGEST_BYTES: Final = 1 << 20
@@ -39,6 +44,10 @@ def check(context: Context) -> Iterator[Finding]:
                 "neither update.url nor update.usb is set: bundles come by hand only",
                 "set update.url, or usb = true",
             )
+    if context.system.exists(context.state) and not context.system.may(context.state, os.X_OK):
+        text = f"this user may not look into {context.state}, so what became of the last update is not known"
+        yield _note.unknown("outcome_unseen", text, "run `sudo edge doctor`")
+        return
     yield from _last(outcomes.read(context.system.path(context.state)), context.system.now())
 
 
@@ -51,63 +60,60 @@ def _root(context: Context, settings: Update) -> Iterator[Finding]:
     if data is None:
         if context.system.exists(path):
             yield _note.unknown("root_unseen", f"{path} may not be read by this user", "run `sudo edge doctor`")
-        elif context.config is None:
-            yield _note.info(
-                "no_root", f"there is no root of trust at {path}: signed bundles cannot be taken", ROOT_FIX
-            )
         else:
-            yield _note.warning(
-                "no_root", f"there is no root of trust at {path}: signed bundles cannot be taken", ROOT_FIX
-            )
+            say = _note.info if context.config is None else _note.warning
+            yield say("no_root", f"there is no root of trust at {path}: signed bundles cannot be taken", ROOT_FIX)
         return
-    yield from root_findings(path, data, context.system.now())
+    first = parse(data)
+    if first is None or first.signed.type != "root":
+        text = f"{path} is no root of trust (the root metadata of a bundle repository)"
+        yield _note.error("root_malformed", text, ROOT_FIX)
+        return
+    # A newer one that the repository has sent since, and that this one vouched for, stands in its place.
+    accepted = parse(context.system.data(context.state / ACCEPTED_ROOT))
+    newer = accepted is not None and accepted.signed.type == "root" and accepted.signed.version > first.signed.version
+    yield from root_findings(first, path, settings, context.system.now(), judge_dates=not newer)
+    if newer and accepted is not None:
+        yield from root_findings(accepted, str(context.state / ACCEPTED_ROOT), settings, context.system.now())
 
 
-def root_findings(path: str, data: bytes, now: float) -> Iterator[Finding]:
-    """What a root.json says of itself; whether its signatures hold the update client proves at each refresh."""
-    signed = _signed(data)
-    if signed is None or signed.get("_type") != "root":
-        yield _note.error("root_malformed", f"{path} is no root of trust (root.json of a TUF repository)", ROOT_FIX)
+def root_findings(
+    root: Metadata, path: str, settings: Update, now: float, judge_dates: bool = True
+) -> Iterator[Finding]:
+    """Whether a root of trust holds: signed by enough of its own keys, of the right kind, not expired."""
+    name = f"the root of trust {path} (version {root.signed.version})"
+    result = root.signed.get_verification_result("root", root.signed_bytes, root.signatures)
+    if not result:
+        text = f"{name} is not signed by enough of its own keys: {len(result.signed)} of {result.threshold}"
+        yield _note.error("root_signatures", f"{text}; nothing can be accepted by it", ROOT_FIX)
         return
-    ends = _moment(signed.get("expires"))
-    if ends is None:
-        yield _note.error("root_malformed", f"{path} does not say when it expires", ROOT_FIX)
-        return
+    if root.signed.unrecognized_fields.get(DEVELOPMENT):
+        yield _development(name, settings)
+    if judge_dates:
+        yield _root_dates(name, root, now)
+
+
+def _development(name: str, settings: Update) -> Finding:
+    text = f"{name} was made for development: its one key lies on somebody's desk"
+    if not settings.development:
+        return _note.error("development_root", f"{text}, so bundles are refused", ROOT_FIX)
+    return _note.warning(
+        "development_root", f"{text}, and update.development lets it in", "on a production line: " + ROOT_FIX
+    )
+
+
+def _root_dates(name: str, root: Metadata, now: float) -> Finding:
+    ends = root.signed.expires.replace(tzinfo=timezone.utc).timestamp()
     days = (ends - now) / 86_400
-    told = {"version": signed.get("version"), "ends_ts": ends, "days_left": round(days, 1)}
-    day = datetime.fromtimestamp(ends, timezone.utc).strftime("%Y-%m-%d")
+    told = {"version": root.signed.version, "ends_ts": ends, "days_left": round(days, 1)}
     # An expired one on the box still leads to a newer one in the repository; none there, and nothing is accepted.
     if days < 0:
-        yield _note.warning(
-            "root_expired",
-            f"the root of trust {path} (version {signed.get('version')}) expired on {day}",
-            f"the repository must hold a newer one, which is then fetched by itself; if it does not: {ROOT_FIX}",
-            **told,
-        )
-    elif days < SOON_DAYS:
-        yield _note.warning(
-            "root_expires",
-            f"the root of trust {path} (version {signed.get('version')}) expires on {day}",
-            "ask the repository's keepers to sign a new one (`python -m tools publish`)",
-            **told,
-        )
-    else:
-        yield _note.ok("root", f"root of trust version {signed.get('version')}, until {day}", **told)
-
-
-def _signed(data: bytes) -> dict[str, Any] | None:
-    try:
-        signed = json.loads(data)["signed"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return signed if isinstance(signed, dict) else None
-
-
-def _moment(text: object) -> float | None:
-    try:
-        return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp()
-    except ValueError:
-        return None
+        fix = f"the repository must hold a newer one, which is then fetched by itself; if it does not: {ROOT_FIX}"
+        return _note.warning("root_expired", f"{name} expired on {day(ends)}", fix, **told)
+    if days < SOON_DAYS:
+        fix = "ask the repository's keepers to sign a new one (`python -m tools publish`)"
+        return _note.warning("root_expires", f"{name} expires on {day(ends)}", fix, **told)
+    return _note.ok("root", f"root of trust version {root.signed.version}, until {day(ends)}", **told)
 
 
 # --- repository ---
@@ -162,19 +168,18 @@ def unreachable_finding(url: str, error: Exception) -> Finding:
 
 def repository_finding(url: str, data: bytes, now: float) -> Finding:
     """Whether what came is a repository that somebody keeps fresh."""
-    signed = _signed(data)
-    ends = _moment(signed.get("expires")) if signed is not None and signed.get("_type") == "timestamp" else None
-    if ends is None:
+    found = parse(data)
+    if found is None or found.signed.type != "timestamp":
         return _note.error(
             "no_repository",
             f"{url} answers, but not with a repository",
             "check update.url: it is the folder that holds metadata/ and targets/",
         )
+    ends = found.signed.expires.replace(tzinfo=timezone.utc).timestamp()
     if ends < now:
-        day = datetime.fromtimestamp(ends, timezone.utc).strftime("%Y-%m-%d")
         return _note.warning(
             "repository_expired",
-            f"the repository {url} has expired on {day}: nothing of it is accepted",
+            f"the repository {url} has expired on {day(ends)}: nothing of it is accepted",
             "its keepers must renew it (`python -m tools publish`); or this box's clock is ahead",
             ends_ts=ends,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.bundle import trust_floor
 from edge.config import Config, EvidenceSettings, Paths, SimulatedCamera
 from edge.doctor import clock, disk, memory, thermals, visit
 from edge.doctor.context import Context
@@ -50,6 +51,12 @@ def clock_of(box: Box, state: str = "/var/lib/edge"):
 def test_a_clock_before_the_release_is_an_error(tmp_path: Path) -> None:
     found = clock_of(jetson(tmp_path, now=86_400.0))
     assert found["before_release"].severity == "error" and "1970-01-02" in found["before_release"].text
+
+
+def test_a_clock_before_what_the_repository_signed(tmp_path: Path) -> None:
+    box = jetson(tmp_path)
+    trust_floor.write(box.put("/var/lib/edge/trust/x").parent, trust_floor.Floor(time=NOW + 86_400 * 30))
+    assert "2026-12-30" in clock_of(box)["before_repository"].text
 
 
 def test_an_ntp_client_without_an_answer_is_told_from_none(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import http.server
 import json
 import os
+import ssl
 import sys
 import threading
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import msgspec
@@ -19,7 +18,9 @@ from edge.doctor import permissions, runtime, service, site, update
 from edge.doctor.context import Context
 from edge.doctor.system import Ran, System
 from edge.event import UpdateOutcome
+from tests.bundle.lab import Lab, serving
 from tests.doctor.boxes import NOW, Box, arm_cpuinfo, codes, industrial_pc, jetson, raspberry, wrong
+from tests.doctor.pki import Authority
 
 
 def config(**more) -> Config:
@@ -256,68 +257,123 @@ def test_the_config(tmp_path: Path) -> None:
 
 # --- updates ---
 
+DAYS = 86_400.0
 
-def metadata(kind: str, days: float, **more) -> bytes:
-    ends = datetime.fromtimestamp(NOW, timezone.utc) + timedelta(days=days)
-    return json.dumps({"signatures": [], "signed": {
-        "_type": kind, "version": 3, "expires": ends.strftime("%Y-%m-%dT%H:%M:%SZ"), **more}}).encode()  # fmt: skip
+
+def root_box(folder: Path, root: bytes, accepted: bytes | None = None) -> Box:
+    box = raspberry(folder)
+    box.put("/etc/edge/trust/root.json", root)
+    if accepted is not None:
+        box.put("/var/lib/edge/trust/metadata/root.json", accepted)
+    return box
+
+
+def update_of(box: Box, settings: Update | None = None):
+    found = list(update.check(Context(box, config(update=settings or Update()))))
+    assert all(f.fix for f in found if f.severity in ("error", "warning", "unknown"))
+    return found
 
 
 @pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (metadata("root", 300), []),
-        (metadata("root", 20), ["warning:root_expires"]),
-        (metadata("root", -2), ["warning:root_expired"]),
-        (metadata("targets", 300), ["error:root_malformed"]),
-        (b'{"signed": {"_type": "root", "expires": "soon"}}', ["error:root_malformed"]),
-        (b'{"signed": 5}', ["error:root_malformed"]),
-        (b"[]", ["error:root_malformed"]),
-        (b"\xff\xfe", ["error:root_malformed"]),
-    ],
+    ("made_days_ago", "expected"), [(0, []), (660, ["warning:root_expires"]), (701, ["warning:root_expired"])]
 )
-def test_the_root_of_trust(data, expected) -> None:
-    assert wrong(update.root_findings("/etc/edge/trust/root.json", data, NOW)) == expected
+def test_the_dates_of_the_root_of_trust(tmp_path: Path, made_days_ago, expected) -> None:
+    lab = Lab(tmp_path / "repository", now=NOW - made_days_ago * DAYS)
+    assert wrong(update_of(root_box(tmp_path / "box", lab.root_file.read_bytes()))) == expected
+
+
+def test_a_newer_root_that_was_accepted_counts(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "repository", now=NOW - 701 * DAYS)
+    first = lab.root_file.read_bytes()
+    lab.now = NOW
+    lab.publish("root")
+    box = root_box(tmp_path / "box", first, lab.data["root"])
+    assert wrong(update_of(box)) == []
+    assert codes(update_of(box))["root"].data["version"] == 2
+
+
+def test_roots_that_nobody_should_believe(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "repository", now=NOW)
+    root = json.loads(lab.root_file.read_bytes())
+    one_signature = {**root, "signatures": root["signatures"][:1]}
+    found = update_of(root_box(tmp_path / "a", json.dumps(one_signature).encode()))
+    assert wrong(found) == ["error:root_signatures"] and "1 of 2" in codes(found)["root_signatures"].text
+    root["signed"]["version"] = 9
+    assert wrong(update_of(root_box(tmp_path / "b", json.dumps(root).encode()))) == ["error:root_signatures"]
+    for number, junk in enumerate((lab.data["targets"], b"[]", b"\xff\xfe", b"")):
+        assert wrong(update_of(root_box(tmp_path / f"c{number}", junk))) == ["error:root_malformed"]
+
+
+def test_a_root_made_for_development(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "repository", development=True, now=NOW)
+    box = root_box(tmp_path / "box", lab.root_file.read_bytes())
+    assert wrong(update_of(box)) == ["error:development_root"]
+    assert wrong(update_of(box, Update(development=True))) == ["warning:development_root"]
 
 
 def test_without_a_root_signed_bundles_are_not_taken(tmp_path: Path) -> None:
     box = raspberry(tmp_path)
-    assert wrong(update.check(Context(box, config()))) == ["warning:no_root"]
+    assert wrong(update_of(box)) == ["warning:no_root"]
     assert wrong(update.check(Context(box))) == []
-    box.put("/etc/edge/trust/root.json", metadata("root", 300))
-    assert wrong(update.check(Context(box, config()))) == []
+    assert "no_way_in" in codes(update_of(box, Update(usb=False)))
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
+def test_a_repository_on_a_real_server(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "www", now=NOW)
+    box = root_box(tmp_path / "box", lab.root_file.read_bytes())
+    timestamp = tmp_path / "www" / "metadata" / "timestamp.json"
+    fresh = timestamp.read_bytes()
+    lab.now = NOW - 31 * DAYS
+    lab.publish()
+    stale = timestamp.read_bytes()
+    timestamp.unlink()
+    with serving(tmp_path / "www") as web:
+        of = Update(url=web.address)
+        seen = []
+        for data in (None, b"<html>", stale, fresh):
+            if data is not None:
+                timestamp.write_bytes(data)
+            seen.append(wrong(update_of(box, of)))
+    assert seen == [["error:no_repository"], ["error:no_repository"], ["warning:repository_expired"], []]
+    assert wrong(update_of(box, of)) == ["error:unreachable"]
+
+
+def test_a_server_that_is_not_trusted(tmp_path: Path, authority_server) -> None:
+    address, authority = authority_server
+    lab = Lab(tmp_path / "repository", now=NOW)
+    box = root_box(tmp_path / "box", lab.root_file.read_bytes())
+    assert wrong(update_of(box, Update(url=address))) == ["error:certificate"]
+    assert wrong(update_of(box, Update(url=address, ca_file=str(authority.file)))) == ["error:no_repository"]
+    assert wrong(update_of(box, Update(url=address, ca_file=str(tmp_path / "none.pem")))) == ["error:ca_file"]
+
+
+@pytest.fixture
+def authority_server(tmp_path: Path):
+    authority = Authority(tmp_path / "pki")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*authority.sign("server", "127.0.0.1"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{server.server_port}/", authority
+        server.shutdown()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
     def log_message(self, *_) -> None:
         pass
 
 
-def test_a_repository_on_a_real_server(tmp_path: Path) -> None:
-    box = raspberry(tmp_path / "box")
-    box.put("/etc/edge/trust/root.json", metadata("root", 300))
-    repository = tmp_path / "www"
-    (repository / "metadata").mkdir(parents=True)
-    handler = functools.partial(Handler, directory=str(repository))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        of = config(update=Update(url=f"http://127.0.0.1:{server.server_port}/"))
-        seen = []
-        for data in (None, b"<html>", metadata("timestamp", -1), metadata("timestamp", 5)):
-            if data is not None:
-                (repository / "metadata" / "timestamp.json").write_bytes(data)
-            seen.append(wrong(update.check(Context(box, of))))
-        server.shutdown()
-    assert seen == [["error:no_repository"], ["error:no_repository"], ["warning:repository_expired"], []]
-    assert wrong(update.check(Context(box, of))) == ["error:unreachable"]
-
-
 def test_the_last_outcome(tmp_path: Path) -> None:
-    box = raspberry(tmp_path)
-    box.put("/etc/edge/trust/root.json", metadata("root", 300))
+    box = root_box(tmp_path / "box", Lab(tmp_path / "repository", now=NOW).root_file.read_bytes())
     for outcome, expected in (("nothing_new", []), ("refused", ["warning:last_failed"])):
         told = UpdateOutcome(outcome=outcome, code="expired", text="the timestamp has expired", ts=NOW - 3600)
         box.put("/var/lib/edge/update/outcome.json", msgspec.json.encode(told))
-        found = list(update.check(Context(box, config())))
+        found = update_of(box)
         assert wrong(found) == expected
     assert "the timestamp has expired" in codes(found)["last_failed"].text
+    box.denied = ("/var/lib/edge",)
+    assert wrong(update_of(box)) == ["unknown:outcome_unseen"]
