@@ -65,7 +65,7 @@ def run(config: Config, stop: StopFlag, clock: Clock | None = None, config_file:
     Raises:
         EdgeError: it cannot start, or cannot go on; the message is for the operator.
     """
-    clock = clock or SystemClock(trust_floor.read(Path(config.paths.state) / trust_floor.FOLDER).time)
+    clock = clock or SystemClock(_accepted_ts(Path(config.paths.state)))
     with ExitStack() as down:
         daemon = Daemon(config, clock, down, config_file)
         daemon.start()
@@ -332,10 +332,16 @@ class Daemon:
         if waited_s >= QUIET_S or (waited_s >= 0 and not self._is_busy()):
             self._health_due_ns = now + int(self._config.publish.health_s * 1e9)
             self.station.save()
+            self._raise_floor()
             self._publisher.live(self._topics.health, self.station.health(self._front.health()))
             self.station.tell_drift()
             self._old_rows = self._genealogy is not None
         self._feed_watchdog(now)
+
+    def _raise_floor(self) -> None:
+        """A process of its own may have accepted newer metadata meanwhile: no clock behind it is right."""
+        if isinstance(self._clock, SystemClock):
+            self._clock.raise_floor(_accepted_ts(Path(self._config.paths.state)))
 
     def _is_busy(self) -> bool:
         """Whether a part waits for its answer: this also runs while one waits for its frames."""
@@ -444,6 +450,11 @@ class Daemon:
         watch.ask_relearn()
         text = "each camera learns its drift baseline anew from its next good frames: make sure that they are good"
         return Response(transaction="", ok=True, text=text)
+
+
+def _accepted_ts(state: Path) -> float:
+    """When the newest metadata was signed that this box has accepted; 0.0: none yet."""
+    return trust_floor.read(state / trust_floor.FOLDER).time
 
 
 def _claim(state: Path, down: ExitStack) -> None:
