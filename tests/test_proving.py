@@ -36,7 +36,7 @@ atexit.register(shutil.rmtree, MARKS, ignore_errors=True)
 
 
 def prove(folder: Path, runtime: Runtime | None = None, marks: Path | None = MARKS, **more: Any) -> DevicePassport:
-    return proving.prove(folder, runtime or Runtime(), marks=marks, frames=3, timed_s=1.0, **more)
+    return proving.prove(folder, runtime or Runtime(), marks=marks, frames=3, timed_s=60.0, **more)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from tests.brokers import Broker, needs_mosquitto, wait_until
 from tests.flow.rig import PCB, REPOSITORY, Client, Daemon
+from tests.small_bundles import small_bundle
 
 SIMULATED = '[[camera]]\nid = "cam1"\nsource = "simulated"\n'
 
@@ -154,17 +155,21 @@ MORE_CLASSES = ["open", "short", "mousebite", "spur", "copper", "pin-hole", "den
 
 
 @pytest.mark.parametrize("changes", [{"strides": [8, 16]}, {"classes": MORE_CLASSES}])
-def test_a_bundle_whose_model_is_another_is_not_installed(tmp_path, bundle, changes):
+def test_a_bundle_whose_model_is_another_is_not_installed(tmp_path, changes):
+    bundle = small_bundle(tmp_path / "small")
     rewrite(bundle, **changes)
-    fails_with(edge("bundle", "install", bundle, "--state", tmp_path / "state"), "outputs of shapes")
+    install = edge("bundle", "install", bundle, "--unsigned", "--state", tmp_path / "state", timeout_s=110)
+    fails_with(install, "outputs of shapes", "keep the one you have")
     fails_with(edge("bundle", "status", "--state", tmp_path / "state"), "edge bundle install")
 
 
-def test_an_installed_bundle_is_what_runs(tmp_path, bundle):
-    state = tmp_path / "state"
-    installed = edge("bundle", "install", bundle, "--state", state)
-    assert installed.returncode == 0 and "active: " in installed.stdout
-    assert "pcb" in edge("bundle", "status", "--state", state).stdout
+def test_an_installed_bundle_is_what_runs(tmp_path):
+    state, bundle = tmp_path / "state", small_bundle(tmp_path / "small")
+    fails_with(edge("bundle", "install", bundle, "--state", state), "nobody vouches for", "tools publish", "--unsigned")
+    installed = edge("bundle", "install", bundle, "--unsigned", "--state", state, timeout_s=110)
+    assert installed.returncode == 0 and "small 1 is active" in installed.stdout, installed.stderr
+    status = edge("bundle", "status", "--state", state).stdout
+    assert "active: small 1" in status and "nobody vouches for it" in status and "* detector.onnx" in status
     shutil.rmtree(bundle)
     config = tmp_path / "edge.toml"
     config.write_text(f'[paths]\nstate = "{state}"\n[mqtt]\nport = 9\n{SIMULATED}boards = 3\n')
