@@ -1,9 +1,9 @@
 """What the daemon says over MQTT: topics and versioned payloads. This file is the public contract.
 
-Payloads are JSON. Those that go through the outbox (`result`, `part`, `reject`, `alarm`) carry the gap-free `seq` of
-this node, which goes on over restarts: a reader that holds every number from its first to its last has them all. Those
-that are only about now (`state`, `info`, `health`, `ledger`, `line`, camera `state` and `drift`, `response`) count from
-1 on each topic at each start.
+Payloads are JSON. Those that go through the outbox (`result`, `part`, `reject`, `alarm`, `bundle/disagreement`) carry
+the gap-free `seq` of this node, which goes on over restarts: a reader that holds every number from its first to its
+last has them all. Those that are only about now (`state`, `info`, `health`, `ledger`, `line`, `bundle`, camera
+`state` and `drift`, `response`) count from 1 on each topic at each start.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from edge.view.rows import (
 )
 from edge.view.state import CameraView, LineView, NodeId, NodeView, percentile
 from edge.view.subscribe import Link
-from edge.view.words import ago, clock, ledger_terms, printable, proof_sentence
+from edge.view.words import ago, bundle_words, clock, ledger_terms, printable, progress_words, proof_sentence
 
 STATE_STYLES = {"running": "bold green", "streaming": "green", "offline": "bold red", "stalled": "bold red"}
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -135,6 +135,9 @@ def _detail_rows(node: NodeView) -> list[Row]:
     if info is not None:
         text = printable(f"{info.bundle} ({info.bundle_digest[:12]}), {info.runtime}")
         rows.append(row("bundle", text, DETAIL))
+    if node.bundle is not None and node.bundle.stage != "committed":
+        progress = progress_words(node.bundle)
+        rows.append(row("changing", bundle_words(node.bundle) + (f": {progress}" if progress else ""), BOOKS))
     if health is not None:
         version = f", edge {printable(info.version)}" if info is not None else ""
         up = f"up {ago(health.uptime_s)}, {health.fps:.1f} frames/s, {health.rss_bytes / 1e6:.0f} MB{version}"

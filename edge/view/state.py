@@ -18,7 +18,8 @@ RECENT = 100  # verdicts, parts and rejects kept for showing
 REACH = 1000  # how far back a late or repeated message can be; anything further back is another numbering
 MAX_AHEAD = 5000  # numbers held beyond a gap before the gap is given up as lost
 
-OUTBOX = (event.Result, event.PartResult, event.Reject, event.Alarm)  # the kinds that carry the gap-free `seq`
+# The kinds that carry the gap-free `seq`.
+OUTBOX = (event.Result, event.PartResult, event.Reject, event.Alarm, event.Disagreement)
 
 
 class NodeId(NamedTuple):
@@ -50,6 +51,8 @@ Told = (
     | event.Reject
     | event.Alarm
     | event.Drift
+    | event.BundleState
+    | event.Disagreement
 )
 Message = Told | AlarmCleared
 Settled = event.Result | event.PartResult  # a part of a line without triggers, or of one that a PLC triggers
@@ -199,6 +202,7 @@ class NodeView:
         state: starting, running, stopping, offline; "" while unknown.
         books: its ledger, from the newer of `ledger` and `health` messages.
         line: what a triggered station shows to its PLC; None: none is triggered, or it did not tell yet.
+        bundle: which one is in charge, and which is coming.
         verdicts: outcomes, counted since this view began; those of a triggered station may be losses.
         latency_ms: of the latest `WINDOW` results.
         healths: health messages heard.
@@ -211,6 +215,7 @@ class NodeView:
     healths: int = 0
     books: event.Books | None = None
     line: event.LineState | None = None
+    bundle: event.BundleState | None = None
     parts: int = 0  # heard of a triggered station
     cameras: dict[str, CameraView] = field(default_factory=dict)
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -330,6 +335,8 @@ class LineView:
             self._apply_books(node, message)
         elif isinstance(message, event.LineState):
             node.line = message
+        elif isinstance(message, event.BundleState):
+            node.bundle = message
         elif isinstance(message, event.CameraState):
             node.cameras.setdefault(message.camera, CameraView()).state = message
         elif isinstance(message, event.Drift):
@@ -388,6 +395,8 @@ def _kind_of(leaf: Sequence[str]) -> type[event.Envelope] | None:
         return _NODE_KINDS.get(leaf[0])
     if len(leaf) == 2 and leaf[0] == "alarm":
         return event.Alarm
+    if list(leaf) == ["bundle", "disagreement"]:
+        return event.Disagreement
     if len(leaf) == 3 and leaf[0] == "camera":
         return _CAMERA_KINDS.get(leaf[2])
     return None
@@ -395,12 +404,13 @@ def _kind_of(leaf: Sequence[str]) -> type[event.Envelope] | None:
 
 _NODE_KINDS: dict[str, type[event.Envelope]] = {
     "state": event.State, "info": event.Info, "health": event.Health, "ledger": event.Books, "line": event.LineState,
-    "part": event.PartResult,
+    "part": event.PartResult, "bundle": event.BundleState,
 }  # fmt: skip
 _CAMERA_KINDS: dict[str, type[event.Envelope]] = {
     "state": event.CameraState, "result": event.Result, "reject": event.Reject, "drift": event.Drift,
 }  # fmt: skip
-_KINDS: tuple[type[event.Envelope], ...] = (*_NODE_KINDS.values(), *_CAMERA_KINDS.values(), event.Alarm)
+_OTHERS = (event.Alarm, event.Disagreement)
+_KINDS: tuple[type[event.Envelope], ...] = (*_NODE_KINDS.values(), *_CAMERA_KINDS.values(), *_OTHERS)
 _DECODERS: dict[type[event.Envelope], msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(kind) for kind in _KINDS}
 _ENVELOPE = msgspec.json.Decoder(event.Envelope)
 

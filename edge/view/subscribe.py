@@ -23,7 +23,7 @@ from edge.view.state import Heard, LineView
 
 # Everything but the images: they are big and a terminal cannot show them.
 LEAVES = (
-    "state", "info", "health", "ledger", "line", "part", "alarm/+",
+    "state", "info", "health", "ledger", "line", "part", "alarm/+", "bundle", "bundle/disagreement",
     "camera/+/state", "camera/+/result", "camera/+/reject", "camera/+/drift",
 )  # fmt: skip
 RETRY_S = (1, 5)  # pause before a new attempt: first and longest

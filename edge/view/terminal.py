@@ -20,7 +20,7 @@ from edge import config, event
 from edge.errors import EdgeError, PublishError
 from edge.view.state import Heard, NodeId
 from edge.view.subscribe import Link, Subscriber, Where
-from edge.view.words import line_words, plain_line, proof_sentence
+from edge.view.words import bundle_words, line_words, plain_line, proof_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -214,6 +214,7 @@ class PlainLines:
         self._skipped = 0
         self._told: dict[NodeId, float] = {}  # when a node's health was last told
         self._line_told: dict[NodeId, str] = {}  # what a node showed to its PLC, as it was last told
+        self._bundle_told: dict[NodeId, str] = {}  # the same of its bundles
         self._link: tuple[bool, str] | None = None
 
     def heard(self, heard: Heard) -> None:
@@ -228,6 +229,11 @@ class PlainLines:
             if self._line_told.get(heard.node) == words:
                 return
             self._line_told[heard.node] = words
+        if isinstance(heard.message, event.BundleState):  # it comes again with each count
+            words = bundle_words(heard.message)
+            if self._bundle_told.get(heard.node) == words:
+                return
+            self._bundle_told[heard.node] = words
         text = plain_line(heard)
         if not text:
             return

@@ -100,6 +100,39 @@ def line_words(line: event.LineState) -> str:
     return printable(", ".join([*texts, link_words(line.link, line.detail), *masters]))
 
 
+def bundle_words(state: event.BundleState) -> str:
+    """Which bundle is in charge and what is under way, in one line; nothing in it counts up.
+
+    >>> ref = event.BundleRef(product="pcb", version=5, digest="00ff", signed=False, origin="local")
+    >>> bundle_words(event.BundleState(stage="trial", active=ref, previous=None, candidate=None, shadow=None,
+    ...     trial=None, last=None))
+    'pcb 5, unsigned, on trial'
+    """
+    texts = [_bundle_name(state.active), *([] if state.active.signed else ["unsigned"])]
+    if state.stage == "trial":
+        texts.append("on trial")
+    if state.candidate is not None:
+        texts.append(f"{_bundle_name(state.candidate)} in shadow")
+    if state.last is not None and state.last.text:
+        texts.append(f"last: {state.last.outcome}: {state.last.text}")
+    return printable(", ".join(texts))
+
+
+def progress_words(state: event.BundleState) -> str:
+    """How far a bundle in shadow or on trial is; "" when neither is under way."""
+    shadow, trial = state.shadow, state.trial
+    if state.stage == "shadow" and shadow is not None:
+        return f"seen {shadow.seen} of {shadow.wanted}, {shadow.seen - shadow.agreed} differently"
+    if state.stage == "trial" and trial is not None:
+        minutes = f"{trial.minutes:.0f} of {trial.wanted_minutes:.0f} minutes"
+        return f"{trial.parts} of {trial.wanted} parts, {minutes}, {trial.not_ok_share:.0%} not OK"
+    return ""
+
+
+def _bundle_name(ref: event.BundleRef) -> str:
+    return f"{ref.product} {ref.version}"
+
+
 def times_words(times: event.AnswerTimes) -> str:
     """Answer times, shortest name first."""
     return f"p50 {times.p50:.1f}, p99 {times.p99:.1f}, p99.9 {times.p999:.1f}, max {times.max:.1f} ms"
@@ -186,6 +219,11 @@ def _words(message: event.Envelope) -> str:
         return _part_words(message)
     if isinstance(message, event.LineState):
         return f"line {line_words(message)}"
+    if isinstance(message, event.BundleState):
+        return f"bundle {bundle_words(message)}"
+    if isinstance(message, event.Disagreement):
+        head = f"part {message.part} camera {message.camera}: the bundle in shadow says {message.candidate}"
+        return f"{head}, the one in charge {message.active}"
     if isinstance(message, event.Reject):
         measured = f"{message.cause}: measured {message.measured:.4g}, limit {message.limit:.4g}"
         return f"part {message.part} camera {message.camera} rejected, {measured}; {message.advice}"

@@ -32,7 +32,7 @@ class Client(Reader):
         """seq -> id of all durable messages; fails when one seq came with two ids."""
         seen: dict[int, str] = {}
         for topic, payload, _ in list(self.heard):
-            if not payload or not (topic.endswith(("/result", "/reject", "/part")) or "/alarm/" in topic):
+            if not payload or not (topic.endswith(("/result", "/reject", "/part", "/disagreement")) or "/alarm/" in topic):
                 continue
             message = json.loads(payload)
             if "-o-" not in message["id"]:

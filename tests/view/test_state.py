@@ -234,6 +234,7 @@ def test_every_kind_that_is_shown_is_subscribed(kind) -> None:
         event.LineState: TOPICS.line_state, event.PartResult: TOPICS.part, event.Alarm: TOPICS.alarm("disk"),
         event.CameraState: TOPICS.camera("top", "state"), event.Result: TOPICS.camera("top", "result"),
         event.Reject: TOPICS.camera("top", "reject"), event.Drift: TOPICS.camera("top", "drift"),
+        event.BundleState: TOPICS.bundle, event.Disagreement: TOPICS.disagreement,
     }  # fmt: skip
     shown = kind in get_args(Told)
     assert shown == (kind in examples), f"{kind.__name__}: a view that knows it has to subscribe to it"
