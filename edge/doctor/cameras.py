@@ -17,12 +17,15 @@ from edge.capture import opencv
 from edge.config import Camera, FolderCamera, OpenCvCamera, PipeCamera
 from edge.doctor import v4l2
 from edge.doctor.context import Context
+from edge.doctor.examine import Check, side_by_side
 from edge.doctor.finding import Finding, Reporter
+from edge.doctor.permissions import group_of
 from edge.doctor.system import System
 from edge.errors import CaptureError
 
 SUBJECT: Final = "cameras"
 CONNECT_S: Final = 4.0
+EACH_S: Final = 30.0  # for one camera
 PORTS: Final = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935}
 # Programs that can be asked for their version without doing anything.
 VERSION_FLAGS: Final = {
@@ -44,11 +47,15 @@ _note = Reporter(SUBJECT)
 def check(context: Context) -> Iterator[Finding]:
     """Each camera of the config, then how they share the USB."""
     cameras = context.config.camera if context.config is not None else []
-    for camera in cameras:
-        yield from check_camera(context.system, camera)
+    # Each in a thread of its own: some that do not answer must not use up the time of all.
+    yield from side_by_side(context, [(SUBJECT, _checker(camera)) for camera in cameras], EACH_S)
     yield from _shared_buses(context.system, cameras)
     if context.config is None:
         yield from _present(context.system)
+
+
+def _checker(camera: Camera) -> Check:
+    return lambda context: check_camera(context.system, camera)
 
 
 def _present(system: System) -> Iterator[Finding]:
@@ -163,7 +170,7 @@ def _device(system: System, camera: OpenCvCamera) -> Iterator[Finding]:
         yield _note.error(
             "no_permission",
             f"{camera.id}: this user may not open {address}",
-            "`sudo usermod -aG video $USER`, then log in again; or run `sudo edge doctor`",
+            f"`sudo usermod -aG {group_of(system, address, 'video')} $USER`, then log in again; or `sudo edge doctor`",
             camera=camera.id,
         )
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -12,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from edge.config import Config
 from edge.doctor.context import Context
@@ -24,6 +27,7 @@ MB: Final = 1_000_000
 FULL_SHARE, FULL_MB = 0.01, 100  # less is free: messages and verdicts cannot be stored any more
 SCARCE_SHARE, SCARCE_MB = 0.05, 500  # less is free: it will be soon
 SLOW_MS, TOO_SLOW_MS = 30.0, 200.0  # of one fsync in the middle: each part costs one or two
+LOOK_S: Final = 3.0  # for what is large
 FSYNCS: Final = 20
 VOLATILE: Final = ("tmpfs", "ramfs", "overlay", "aufs", "squashfs")
 FREE_FIX: Final = (
@@ -66,7 +70,10 @@ def _space(system: System, what: str, path: str, mount: Mount | None) -> Iterato
         yield _note.unknown("space_unknown", f"how full {what} ({path}) is cannot be asked", f"try `df -h {path}`")
         return
     point = mount.point if mount else path
-    yield space_finding(what, point, usage.total_bytes, usage.free_bytes)
+    found = space_finding(what, point, usage.total_bytes, usage.free_bytes)
+    if found.severity != "ok" and path != "/":
+        found = _with_largest(found, system.path(path))
+    yield found
 
 
 def space_finding(what: str, point: str, total_bytes: int, free_bytes: int) -> Finding:
@@ -81,6 +88,34 @@ def space_finding(what: str, point: str, total_bytes: int, free_bytes: int) -> F
     if free_bytes < min(SCARCE_SHARE * total_bytes, SCARCE_MB * MB):
         return _note.warning("nearly_full", text, FREE_FIX.format(point=point), **told)
     return _note.ok("space", text, **told)
+
+
+def _with_largest(found: Finding, folder: Path) -> Finding:
+    """What is worth looking at first in the state folder."""
+    sizes = sorted(sizes_below(folder, LOOK_S).items(), key=lambda item: -item[1])[:3]
+    if not sizes:
+        return found
+    text = f"{found.text}; largest there: {', '.join(f'{name} {_size(size)}' for name, size in sizes)}"
+    return msgspec.structs.replace(found, text=text, data={**found.data, "largest_bytes": dict(sizes)})
+
+
+def sizes_below(folder: Path, limit_s: float) -> dict[str, int]:
+    """Bytes of each entry of a folder with all below it, as far as that was counted within the time."""
+    until, sizes = time.monotonic() + limit_s, {}
+    for name in sorted(os.listdir(folder)) if os.access(folder, os.R_OK | os.X_OK) else []:
+        sizes[name] = _bytes_of(folder / name, until)
+    return sizes
+
+
+def _bytes_of(path: Path, until: float) -> int:
+    total = path.lstat().st_blocks * 512 if os.path.lexists(path) else 0
+    for place, _, names in os.walk(path) if not path.is_symlink() else ():
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+        if time.monotonic() > until:
+            break
+    return total
 
 
 def _inodes(system: System, what: str, path: str) -> Iterator[Finding]:
@@ -187,7 +222,10 @@ def _unwritable(state: Path, error: OSError) -> Finding:
             f"how fast {state} is was not measured: this user may not write there",
             "run it as root or as the service's user: `sudo edge doctor`",
         )
-    fixes = {errno.ENOSPC: FREE_FIX.format(point=state), errno.EROFS: f"`sudo mount -o remount,rw` what holds {state}"}
+    fixes = {
+        errno.ENOSPC: "free some space, as said for its disk",
+        errno.EROFS: f"`sudo mount -o remount,rw` what holds {state}",
+    }
     fix = fixes.get(error.errno or 0, "see `sudo dmesg | tail -30`; the disk may be failing")
     return _note.error(
         "cannot_write", f"nothing can be written to {state}: {error.strerror or error}", fix, errno=error.errno

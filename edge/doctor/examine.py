@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -36,7 +37,7 @@ class _Running:
                     self._findings.append(finding)
         except Exception as error:
             if os.environ.get(DEBUG_VARIABLE):
-                raise
+                traceback.print_exc()
             with self._lock:
                 self._findings.append(failed(self.subject, error))
         finally:
@@ -56,9 +57,14 @@ def examine(context: Context, checks: Mapping[str, Check], limit_s: float = LIMI
     Args:
         limit_s: what a check has not found by then is not waited for.
     """
+    return side_by_side(context, list(checks.items()), limit_s)
+
+
+def side_by_side(context: Context, checks: Sequence[tuple[str, Check]], limit_s: float) -> list[Finding]:
+    """As `examine`, where several checks may be of one subject."""
     done: queue.SimpleQueue[str] = queue.SimpleQueue()
     began = time.monotonic()
-    running = [_Running(subject, check, context, done) for subject, check in checks.items()]
+    running = [_Running(subject, check, context, done) for subject, check in checks]
     _wait(done, len(running), began + limit_s)
     waited_s = time.monotonic() - began
     return [finding for each in running for finding in each.result(waited_s)]

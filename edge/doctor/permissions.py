@@ -61,6 +61,7 @@ def check(context: Context) -> Iterator[Finding]:
         yield from _groups(system, context.config, user)
         yield from _credentials(system, context.config, user)
         yield from _secrets(context, context.config)
+        yield from _config_file(context, user)
 
 
 # --- who ---
@@ -151,27 +152,43 @@ def _foreign(system: System, state: Path, user: User) -> Iterator[Finding]:
         yield _note.ok("state", f"{user.name} may write to {state}")
 
 
+def group_of(system: System, device: str, usual: str) -> str:
+    """The group that may open a device; the usual one where that cannot be told."""
+    found = system.stat(device)
+    names = [name for name, gid, _ in _group_lines(system) if found is not None and gid == found.st_gid]
+    return names[0] if names and found is not None and found.st_gid != 0 else usual
+
+
 def _groups(system: System, config: Config, user: User) -> Iterator[Finding]:
-    wants = {}
-    if any(_is_device(camera) for camera in config.camera):
-        wants["video"] = "cameras"
-    if config.plc is not None:
-        wants["dialout"] = "serial ports"
-    absent = {group: use for group, use in wants.items() if group not in user.group_names and user.uid != 0}
-    for group, use in absent.items():
+    """Devices that are there by their own rights, others by the group that usually may open them."""
+    absent: dict[str, list[str]] = {}
+    devices = devices_of(config)
+    for device, usual in devices.items():
+        found = system.stat(device)
+        group = group_of(system, device, usual)
+        may = user.may(found, 6) if found is not None else group in user.group_names or user.uid == 0
+        if not may:
+            absent.setdefault(group, []).append(device)
+    for group, closed in absent.items():
         name = user.name if user.name == SERVICE_USER else "$USER"
         yield _note.error(
             "not_in_group",
-            f"{user.name} is not in the group {group}, which may open {use}",
+            f"{user.name} is not in the group {group}, which may open {', '.join(closed)}",
             f"`sudo usermod -aG {group} {name}`, then `sudo systemctl restart edge`",
             group=group,
         )
-    if wants and not absent:
-        yield _note.ok("groups", f"{user.name} may open {' and '.join(wants.values())}")
+    if devices and not absent:
+        yield _note.ok("groups", f"{user.name} may open its cameras and ports")
 
 
-def _is_device(camera: object) -> bool:
-    return isinstance(camera, PipeCamera) or (isinstance(camera, OpenCvCamera) and camera.address.startswith("/dev/"))
+def devices_of(config: Config) -> dict[str, str]:
+    """Devices that the config names, with the group that usually may open them."""
+    cameras = [camera.address for camera in config.camera if isinstance(camera, OpenCvCamera)]
+    pipes = [word for camera in config.camera if isinstance(camera, PipeCamera) for word in camera.command]
+    named = [*cameras, *(path for word in pipes for path in re.findall(r"/dev/(?:v4l/|video)[^\s,!\"']*", word))]
+    ports = [config.plc.port] if config.plc is not None else []
+    ports += [output.port for output in config.output if output.port is not None]
+    return {device: "video" for device in named if device.startswith("/dev/")} | {port: "dialout" for port in ports}
 
 
 def _credentials(system: System, config: Config, user: User) -> Iterator[Finding]:
@@ -239,6 +256,18 @@ def _secrets(context: Context, config: Config) -> Iterator[Finding]:
             f"{path} holds a password ({', '.join(what)}), and everybody on this box may read it (mode {_mode(found)})",
             f"`sudo chown root:{SERVICE_USER} {path} && sudo chmod 640 {path}`, or put it into mqtt.password_file",
             mode=_mode(found),
+        )
+
+
+def _config_file(context: Context, user: User) -> Iterator[Finding]:
+    """The service has to read it, too."""
+    path = context.config_path
+    found = context.system.stat(path) if path is not None else None
+    if found is not None and not user.may(found, 4):
+        yield _note.error(
+            "config_closed",
+            f"{user.name} may not read {path} (mode {_mode(found)}): the service cannot start",
+            f"`sudo chown root:{SERVICE_USER} {path} && sudo chmod 640 {path}`",
         )
 
 

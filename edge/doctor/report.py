@@ -104,13 +104,14 @@ def _headline(report: Report) -> str:
 
 
 def _counts(report: Report) -> str:
+    """
+    >>> _counts(make([Finding(subject="a", code="x", severity="warning", text="")], ts=0.0))
+    '1 warning; 0 well'
+    """
     n = report.summary
-    found = [
-        f"{n[severity]} {word}{'s' if n[severity] != 1 and severity != 'unknown' else ''}"
-        for severity, word in (("error", "error"), ("warning", "warning"), ("unknown", "unknown"))
-        if n[severity]
-    ]
-    return (", ".join(found) or "nothing is wrong") + f"; {n['ok'] + n['info']} looked at and well"
+    words = {"error": "error", "warning": "warning", "unknown": "unknown", "info": "note"}
+    found = [f"{n[key]} {word}{'s' * (n[key] != 1 and key != 'unknown')}" for key, word in words.items() if n[key]]
+    return f"{', '.join(found) or 'nothing is wrong'}; {n['ok']} well"
 
 
 def _by_subject(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:

@@ -14,6 +14,7 @@ from edge.config import Config, Plc
 from edge.doctor import loopback
 from edge.doctor.context import Context
 from edge.doctor.finding import Finding, Reporter
+from edge.doctor.permissions import group_of
 from edge.doctor.processes import holders, processes
 from edge.doctor.system import System
 from edge.errors import PlcError
@@ -68,7 +69,7 @@ def check_port(system: System, port: str, use: str) -> Iterator[Finding]:
         yield _note.error(
             "no_permission",
             f"{use}: this user may not open {port}",
-            "`sudo usermod -aG dialout $USER`, then log in again; or run `sudo edge doctor`",
+            f"`sudo usermod -aG {group_of(system, port, 'dialout')} $USER`, then log in again; or `sudo edge doctor`",
             port=port,
         )
     held = yield from _held(system, port, use)

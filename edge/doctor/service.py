@@ -15,6 +15,7 @@ PROPERTIES: Final = (
     "LoadState", "UnitFileState", "ActiveState", "SubState", "Result", "NRestarts", "WatchdogUSec", "StatusText",
     "ExecMainStatus", "NeedDaemonReload",
 )  # fmt: skip
+TIMER: Final = "edge-update.timer"
 MANY_RESTARTS: Final = 3
 LOG_FIX: Final = f"`journalctl -u {UNIT} -n 50 --no-pager` says why"
 
@@ -36,7 +37,20 @@ def check(context: Context) -> Iterator[Finding]:
         )
     else:
         yield from unit_findings(dict(line.split("=", 1) for line in ran.out.splitlines() if "=" in line))
+    if context.config is not None and context.config.update.url is not None:
+        yield from _timer(system)
     yield from _journal(system)
+
+
+def _timer(system: System) -> Iterator[Finding]:
+    """What asks update.url for newer bundles."""
+    ran = system.run(["systemctl", "show", TIMER, "--property", "LoadState,ActiveState"], 5)
+    if ran is not None and ran.code == 0 and "ActiveState=active" not in ran.out.split():
+        yield _note.warning(
+            "timer_off",
+            f"update.url is set, but {TIMER} does not run: nobody looks for newer bundles",
+            f"`sudo systemctl enable --now {TIMER}`; if there is no such unit: `sudo systemd/install.sh`",
+        )
 
 
 def unit_findings(unit: Mapping[str, str]) -> Iterator[Finding]:

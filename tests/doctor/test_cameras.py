@@ -6,6 +6,7 @@ import errno
 import socket
 import struct
 import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -192,6 +193,23 @@ def test_a_stream_that_answers_refuses_or_is_unknown() -> None:
     assert wrong(look(System(), usb("rtsp://camera.invalid/live"))) == ["error:stream_name"]
     found = look(System(), usb("rtsp://admin:hunter2@/live"))
     assert wrong(found) == ["unknown:stream_unknown"] and "hunter2" not in str(found)
+
+
+def test_cameras_are_looked_at_side_by_side(tmp_path: Path, monkeypatch) -> None:
+    release = threading.Event()
+
+    def stuck(camera):
+        release.wait(60)
+        return cameras._note.ok("stream", camera.id)
+
+    monkeypatch.setattr(cameras, "_stream", stuck)
+    monkeypatch.setattr(cameras, "EACH_S", 0.3)
+    hanging = [usb(f"rtsp://10.0.0.{n}/live", f"cam{n}") for n in range(4)]
+    try:
+        found = look(System(), *hanging, SimulatedCamera(id="s"))
+    finally:
+        release.set()
+    assert [f.code for f in found] == ["check_timed_out"] * 4 + ["simulated"]
 
 
 def test_a_stream_that_does_not_answer() -> None:

@@ -211,6 +211,7 @@ def test_a_full_disk_is_really_full(tmp_path: Path) -> None:
         config = Config(camera=[SimulatedCamera(id="a")], paths=Paths(state=str(folder)))
         found = codes(disk.check(Context(disk.System(), config)))
     assert found["full"].severity == "error" and str(folder) in found["full"].text
+    assert set(found["full"].data["largest_bytes"]) == {"fill", "rest"}
     assert found["volatile"].data["kind"] == "tmpfs"
     assert found["cannot_write"].severity == "error" and "No space" in found["cannot_write"].text
 

@@ -143,6 +143,24 @@ def test_groups_of_the_user_or_of_the_unit(tmp_path: Path) -> None:
 
 
 @needs_root
+def test_devices_that_are_there_go_by_their_own_rights(tmp_path: Path) -> None:
+    box = service_box(tmp_path, "video:x:44:edge\ndialout:x:20:edge\nscanner:x:700:\n")
+    for name, group in (("/dev/video0", 44), ("/dev/ttyUSB0", 700)):
+        file = box.put(name)
+        os.chown(file, 0, group)
+        file.chmod(0o660)
+    found = codes(permissions_of(box, FULL))["not_in_group"]
+    assert found.data["group"] == "scanner" and "/dev/ttyUSB0" in found.text and "/dev/video0" not in found.text
+
+
+@needs_root
+def test_a_config_that_the_service_cannot_read(tmp_path: Path) -> None:
+    box = service_box(tmp_path)
+    box.put("/etc/edge/edge.toml", "x").chmod(0o600)
+    assert wrong(permissions_of(box, config(), Path("/etc/edge/edge.toml"))) == ["error:config_closed"]
+
+
+@needs_root
 def test_a_state_folder_of_somebody_else(tmp_path: Path) -> None:
     box = service_box(tmp_path)
     os.chown(box.path("/var/lib/edge"), 0, 0)
@@ -180,6 +198,7 @@ def test_a_config_with_a_password_for_everybody(tmp_path: Path) -> None:
     found = codes(permissions_of(box, secret, Path("/etc/edge/edge.toml")))["config_open"]
     assert "mode 644" in found.text and "hunter2" not in str(found)
     file.chmod(0o640)
+    os.chown(file, 0, 987)
     assert wrong(permissions_of(box, secret, Path("/etc/edge/edge.toml"))) == []
     file.chmod(0o644)
     assert wrong(permissions_of(box, config(), Path("/etc/edge/edge.toml"))) == []
@@ -240,6 +259,18 @@ def test_systemctl_is_asked_and_the_journal_looked_at(tmp_path: Path) -> None:
     assert wrong(service.check(Context(box))) == ["unknown:not_told"]
 
 
+def test_a_timer_that_looks_for_bundles(tmp_path: Path) -> None:
+    shown = {"systemctl show edge.service": Ran(0, "\n".join(f"{k}={v}" for k, v in UNIT.items()), "")}
+    box = raspberry(tmp_path, commands=shown)
+    box.put("/run/systemd/system/x")
+    box.put("/var/log/journal/x")
+    of = config(update=Update(url="https://updates.plant/edge"))
+    for state, expected in (("active", []), ("inactive", ["warning:timer_off"])):
+        box.commands["systemctl show edge-update.timer"] = Ran(0, f"LoadState=loaded\nActiveState={state}\n", "")
+        assert wrong(service.check(Context(box, of))) == expected
+    assert wrong(service.check(Context(box, config()))) == []
+
+
 def test_without_systemd_nothing_is_asked(tmp_path: Path) -> None:
     assert list(codes(service.check(Context(raspberry(tmp_path))))) == ["no_systemd"]
 
@@ -253,6 +284,10 @@ def test_the_config(tmp_path: Path) -> None:
     assert [f.code for f in site.check(Context(box, None, path, "2 problems"))] == ["invalid"]
     assert [f.severity for f in site.check(Context(box, None, path, config_readable=False))] == ["unknown"]
     assert [f.code for f in site.check(Context(box))] == ["none"]
+    recipe = config(paths=Paths(recipe="/etc/edge/recipe.toml"))
+    assert wrong(site.check(Context(box, recipe, path))) == ["error:no_recipe"]
+    box.put("/etc/edge/recipe.toml")
+    assert wrong(site.check(Context(box, recipe, path))) == []
 
 
 # --- updates ---
