@@ -13,49 +13,54 @@ from typing import Any, Final
 # Where the functions live that touch files: os.*, open() and what it returns, flock. And those that change something:
 # between two that only read, a kill is the same kill.
 _MODULES: Final = ("posix", "_io", "io", "fcntl")
-_CHANGING: Final = (
+NAMING: Final = ("rename", "replace", "symlink")  # what makes a change to be seen
+CHANGING: Final = (
     *("open", "write", "flush", "close", "fsync", "sendfile", "copy_file_range", "ftruncate", "truncate"),
-    *("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "symlink", "link", "flock"),
+    *NAMING,
+    *("unlink", "remove", "rmdir", "mkdir", "link", "flock"),
     *("chmod", "fchmod", "chown", "lchown", "fchown", "utime"),
 )
 
 
-def killed_at(step: int, actions: Sequence[Callable[[], object]]) -> tuple[bool, int]:
-    """Run actions in a child that kills itself at its step-th event: the begin or the end of a call that changes files.
+Actions = Sequence[Callable[[], object]]
+
+
+def killed_at(step: int, actions: Actions, calls: Sequence[str] = CHANGING) -> tuple[bool, int]:
+    """Run actions in a child that kills itself at its step-th event: the begin or the end of one of these calls.
 
     Returns:
         Whether it came to that, and how many of the actions were told to be done before.
     """
-    status, told = _child(step, actions)
+    status, told = _child(step, actions, calls)
     assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"the child failed by itself: {status}"
     return status != 0, told.count(b".")
 
 
-def places(actions: Sequence[Callable[[], object]]) -> int:
+def places(actions: Actions, calls: Sequence[str] = CHANGING) -> int:
     """Run actions in a child that is not killed; returns at how many steps it could have been."""
-    status, told = _child(-1, actions)
+    status, told = _child(-1, actions, calls)
     assert status == 0, f"the child failed by itself: {status}"
     return int(told.rpartition(b".")[2])
 
 
-def _child(step: int, actions: Sequence[Callable[[], object]]) -> tuple[int, bytes]:
+def _child(step: int, actions: Actions, calls: Sequence[str]) -> tuple[int, bytes]:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _run(step, actions, writer)
+        _run(step, actions, calls, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         told = pipe.read()
     return os.waitpid(child, 0)[1], told
 
 
-def _run(step: int, actions: Sequence[Callable[[], object]], writer: int) -> None:
+def _run(step: int, actions: Actions, calls: Sequence[str], writer: int) -> None:
     count = 0
 
     def hook(_frame: FrameType, event: str, function: Any) -> None:
         nonlocal count
-        if event in ("c_call", "c_return", "c_exception") and _changes_files(function):
+        if event in ("c_call", "c_return", "c_exception") and function.__name__ in calls and _is_of_files(function):
             if count == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             count += 1
@@ -74,9 +79,7 @@ def _run(step: int, actions: Sequence[Callable[[], object]], writer: int) -> Non
         os._exit(1)
 
 
-def _changes_files(function: Any) -> bool:
-    if function.__name__ not in _CHANGING:
-        return False
+def _is_of_files(function: Any) -> bool:
     owner = getattr(function, "__self__", None)
-    module = type(owner).__module__ if owner is not None and not hasattr(owner, "__path__") else None
+    module = type(owner).__module__ if owner is not None else None
     return function.__module__ in _MODULES or module in _MODULES

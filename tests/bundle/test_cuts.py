@@ -142,14 +142,16 @@ def cut(image: Path, writer: Writer, folder: Path, options: str, late: Path) -> 
     """One power cut, and a look at what it left."""
     before = len(writer.told)
     writer.pause()
-    (folder / "cut.img").write_bytes(copied(image))
+    copy = folder / f"cut-{before}.img"  # each its own: a loop device may outlive its mount for a while
+    copy.write_bytes(copied(image))
     after = len(writer.told)
     writer.go_on()
     writer.wait_for(after + 2)  # one line may have been under way when we looked
     possible = writer.told[max(before - 1, 0) : after + 2]
-    with mounted(folder / "cut.img", folder / "cut", options) as disk:
+    with mounted(copy, folder / "cut", options) as disk:
         found = check(disk / "state", possible)
         next_install_works(disk / "state", late)
+    copy.unlink()
     return found
 
 

@@ -1,7 +1,8 @@
 """Killed at any step, every change of slots happened or did not, the active slot is whole, and the next install works.
 
-Each scenario runs in a child that kills itself (SIGKILL) before or after its n-th call that changes files, for every n
-with `--slow`, for every 29th without. What the child has said to be done is done; what it was doing is done or not.
+Each scenario runs in a child that kills itself (SIGKILL) before or after its n-th call that changes files, for every n:
+with `--slow` every such call, without it those by which a change is seen (rename, symlink). What the child has said to
+be done is done; what it was doing is done or not.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from edge.bundle import trial as trials
 from edge.config import Runtime
 from edge.errors import BundleError
 from edge.serving import open_product
-from tests.bundle.killing import killed_at, places
+from tests.bundle.killing import CHANGING, NAMING, killed_at, places
 from tests.bundle.tiny_bundle import make_bundle
 
 PCB = Path(__file__).parents[2] / "models/pcb"
@@ -126,10 +127,15 @@ def slots_links() -> tuple[str, ...]:
     return slots.ACTIVE, slots.PREVIOUS, slots.CANDIDATE
 
 
+def name_of(state: Path) -> str | None:
+    """What `active` points at."""
+    link = state / "bundles" / slots.ACTIVE
+    return os.readlink(link) if link.is_symlink() else None
+
+
 def loads(state: Path) -> int | None:
     """Version of the active slot, every file of it read and checked; None: nothing was ever installed."""
-    link = state / "bundles" / slots.ACTIVE
-    return manifests.read(slots.active(state)).version if link.is_symlink() else None
+    return manifests.read(slots.active(state)).version if name_of(state) is not None else None
 
 
 def next_install_works(state: Path, source: Path) -> None:
@@ -185,41 +191,47 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(scenario: Scenario, made: Path, folder: Path, stride: int) -> int:
-    """Kill it at every stride-th place; returns the number of places."""
+def run(scenario: Scenario, made: Path, folder: Path, calls: Sequence[str]) -> int:
+    """Kill it before and after each of these calls; returns how often."""
     start, work, fine = folder / "start", folder / "work", folder / "fine"
     start.mkdir()
     scenario.before(start, made)
     shutil.copytree(start, fine, symlinks=True)
     states = [settled(fine)]
-    damaged = (start / "bundles/active").is_symlink() and not slots._whole(slots.active(start))
+    damaged = name_of(start) is not None and not slots._whole(slots.active(start))
     for step in scenario.steps(fine, made):
         step()
         states.append(settled(fine))
-    place, kills, killed, seen = 0, 0, True, set()
+    kills, killed, seen = 0, True, set()
     while killed:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(start, work, symlinks=True)
-        killed, done = killed_at(place, scenario.steps(work, made))
+        killed, done = killed_at(kills, scenario.steps(work, made), calls)
         kills += killed
         if not damaged:
             seen.add(loads(work))
+        assert None not in seen or name_of(start) is None, "there was an active bundle, and now there is none"
         found = settled(work)
-        assert found in states[done : done + 2], f"killed at {place}, after {done} steps"
-        if (work / "bundles/active").is_symlink() and slots.note_start(work).problem == "":
+        assert found in states[done : done + 2], f"killed at {kills - killed}, after {done} steps"
+        if name_of(work) is not None:
+            assert slots.note_start(work).problem == ""
             seen.add(loads(work))
         next_install_works(work, made / "9")
-        place += stride
     assert len(seen) > 1 or len({state[1] for state in states}) < 3, f"always the same: {seen}"
     return kills
 
 
-@pytest.mark.parametrize("stride", [29, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+EVERY_CALL = pytest.param(CHANGING, 1, id="every call", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
+
+
+@pytest.mark.parametrize(("calls", "share"), [pytest.param(NAMING, 30, id="renames"), EVERY_CALL])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_killed_anywhere_it_happened_or_it_did_not(name: str, stride: int, made: Path, folder: Path) -> None:
-    kills = run(SCENARIOS[name], made, folder, stride)
+def test_killed_anywhere_it_happened_or_it_did_not(
+    name: str, calls: Sequence[str], share: int, made: Path, folder: Path
+) -> None:
+    kills = run(SCENARIOS[name], made, folder, calls)
     print(f"{name}: killed at {kills} places")
-    assert kills * stride >= SCENARIOS[name].fewest
+    assert kills >= SCENARIOS[name].fewest // share
 
 
 @pytest.mark.slow
