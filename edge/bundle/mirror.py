@@ -105,8 +105,13 @@ class Mirror(FetcherInterface):
         return self.got
 
     def _fetch(self, url: str) -> Iterator[bytes]:
+        pace = self._pace()
+        pace.ask()
         with self._open(url, 0) as source:
-            yield from self._paced(source, url)
+            yield from self._paced(source, url, pace)
+
+    def _pace(self) -> Pace:
+        return Pace(self._limits, self._kb_s, self._clock, self._sleep)
 
     def download(self, name: str, part: Path, length: int, say: Say = quiet) -> None:
         """Bring a file into `part`, which may hold its beginning already. What it holds is not looked at.
@@ -116,24 +121,26 @@ class Mirror(FetcherInterface):
                 stays in `part`, for the next time.
             OSError: `part` cannot be written.
         """
-        tries = 0
+        idle, pace = 0, self._pace()  # one pace: who gives a byte a connection is slow, too
         while (held := _held(part, length)) < length:
+            pace.ask()
             try:
-                self._go_on(name, part, held, length, say)
+                self._go_on(name, part, held, length, say, pace)
             except MirrorError as error:
-                tries = 1 if _held(part, length) > held else tries + 1
-                if error.code != "unreachable" or not self.tries_again or tries >= self._limits.idle_tries:
+                idle = 0 if _held(part, length) > held else idle + 1
+                if error.code != "unreachable" or not self.tries_again or idle >= self._limits.idle_tries:
                     raise
+                self._count(pace, 0, name)
                 say(f"{error}; trying again")
-                self._sleep(float(tries))
+                self._sleep(float(idle))
 
-    def _go_on(self, name: str, part: Path, held: int, length: int, say: Say) -> None:
+    def _go_on(self, name: str, part: Path, held: int, length: int, say: Say, pace: Pace) -> None:
         with self._open(name, held) as source:
             if source.total is not None and source.total != length:
                 raise self._wrong_length(name, source.total, length)
             have, told = source.start, self._clock()
             with _part(part, have) as handle:
-                for piece in self._paced(source, name):
+                for piece in self._paced(source, name, pace):
                     have += len(piece)
                     if have > length:
                         raise self._wrong_length(name, have, length)
@@ -144,16 +151,15 @@ class Mirror(FetcherInterface):
         if have < length:
             raise MirrorError("unreachable", f"{self.address} stopped after {have} of the {length} bytes of {name}")
 
-    def _paced(self, source: Source, name: str) -> Iterator[bytes]:
-        pace = Pace(self._limits, self._kb_s, self._clock, self._sleep)
+    def _paced(self, source: Source, name: str, pace: Pace) -> Iterator[bytes]:
+        while piece := source.read(pace.piece_bytes):
+            self._count(pace, len(piece), name)
+            yield piece
+            pace.ask()
+
+    def _count(self, pace: Pace, count: int, name: str) -> None:
         try:
-            while True:
-                pace.ask()
-                piece = source.read(pace.piece_bytes)
-                if not piece:
-                    return
-                pace.got(len(piece))
-                yield piece
+            pace.got(count)
         except TooSlow as error:
             raise self._too_slow(name, str(error)) from error
 
@@ -248,7 +254,7 @@ def mirror(address: str, *, kb_s: float = 0.0, ca_file: str | None = None, limit
 
     Args:
         address: `https://...`, `http://...`, a folder, or `file:` and a folder.
-        kb_s: kilobytes a second that a download may take at most; 0: no limit.
+        kb_s: kilobytes a second that a download may take of the network at most; 0: no limit. A folder is none.
         ca_file: certificate authorities in PEM that an https server must be vouched by; None: the system's.
 
     Raises:
@@ -262,7 +268,7 @@ def mirror(address: str, *, kb_s: float = 0.0, ca_file: str | None = None, limit
     if scheme not in ("", "file"):
         raise TrustError("unreachable", f"{address}: a repository is a folder, or at an http:// or https:// address")
     folder = address.removeprefix("file://").removeprefix("file:")
-    return FolderMirror(folder, kb_s=kb_s, limits=limits)
+    return FolderMirror(folder, limits=limits)
 
 
 def _require_plain_name(step: str) -> None:

@@ -258,6 +258,9 @@ class Trust:
             raise TrustError(
                 "malformed", f"{text}; give the device your publisher's with `edge bundle trust ROOT.json`"
             )
+        if not metadata.signed.get_verification_result(Root.type, metadata.signed_bytes, metadata.signatures):
+            text = f"{self._root}, this device's root of trust, was altered: its own keys have not signed it so"
+            raise TrustError("tampered", f"{text}; give it your publisher's again with `edge bundle trust ROOT.json`")
         self._judge_development(metadata.signed, str(self._root))
         return data
 
@@ -404,7 +407,7 @@ class Trust:
     def _locked(self) -> Iterator[None]:
         """Hold the right to change the client's state; a process that dies gives it up."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             end = time.monotonic() + _LOCK_WAIT_S
             while True:
