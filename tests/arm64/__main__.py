@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.arm64 import installing, line, root, verdicts
+from tests.arm64 import box_doctor, installing, line, root, stick, verdicts
 from tests.arm64.guest import Guest
 from tests.arm64.report import Report, StepError
 
@@ -40,6 +40,8 @@ class Trial:
             "install": self.install,
             "verdicts": self.verdicts,
             "service": self.service,
+            "doctor": self.doctor,
+            "stick": self.stick,
         }
 
     def make_root(self) -> None:
@@ -61,13 +63,20 @@ class Trial:
         for product in PRODUCTS:
             verdicts.check(self.guest, self.source, product, self.work, self.report)
 
+    def doctor(self) -> None:
+        """`edge doctor` on the emulated box."""
+        box_doctor.check(self.guest, self.work, self.report)
+
     def service(self) -> None:
         """The daemon by the unit's own command line."""
-        shutil.rmtree(self.guest.path("/var/lib/edge"))
-        installing.make_state(self.guest)
+        installing.forget(self.guest)
         line.install_first_bundle(self.guest, f"{verdicts.MODELS}/pcb", self.report)
         truth = line.place_images(self.guest, self.source / "models/pcb")
         line.check_service(self.guest, self.work, truth, self.report)
+
+    def stick(self) -> None:
+        """A bundle from a folder that plays the stick."""
+        stick.check(self.guest, self.source / "models/pcb", self.work, self.report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

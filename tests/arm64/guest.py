@@ -26,7 +26,11 @@ mkdir -m 1777 "$root/dev/shm"
 while [ "$1" != -- ]; do
     case $1 in
         ro:*) mkdir -p "$root${3}"; mount --bind "$2" "$root$3"; mount -o remount,bind,ro "$root$3"; shift 3 ;;
-        rw:*) mount --bind "$2" "$root$3"; shift 3 ;;
+        stick:*)
+            mkdir -p "$root${3}"; mount --bind "$2" "$root$3"
+            mount -o remount,bind,ro,nosuid,nodev,noexec "$root$3"; shift 3 ;;
+        noexec:*)
+            mount --bind "$2" "$root$3"; mount -o remount,bind,nosuid,nodev,noexec "$root$3"; shift 3 ;;
         tmp:*) mount -t tmpfs -o mode=1777 tmpfs "$root$2"; shift 2 ;;
         strict:*) mount -o remount,bind,ro "$root"; shift ;;
     esac
@@ -66,6 +70,7 @@ class Guest:
         self,
         *command: str,
         network: bool = False,
+        mounts: Sequence[str] = (),
         timeout_s: float = 600.0,
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
@@ -74,10 +79,11 @@ class Guest:
 
         Args:
             network: leave it the host's network; else it has none at all, not even a loopback.
+            mounts: instead of the usual folders, as `PREPARE` reads them.
             log: where all it says goes, too.
         """
         done = subprocess.run(
-            self.command(command, network=network),
+            self.command(command, network=network, mounts=mounts),
             env={**self.environment(), **(environment or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -103,7 +109,7 @@ class Guest:
         """Start a service, whose process keeps the number of what is returned; on the host's network.
 
         Args:
-            mounts: beside the usual ones, as `PREPARE` reads them.
+            mounts: instead of the usual ones, as `PREPARE` reads them.
         """
         return subprocess.Popen(
             self.command(command, network=True, mounts=mounts), env={**self.environment(), **environment},

@@ -77,6 +77,9 @@ def check_install(guest: Guest, report: Report) -> None:
     report.show("the config that was written is in order")
 
 
-def make_state(guest: Guest) -> None:
-    """The state folder, new and empty, as StateDirectory= makes it."""
+def forget(guest: Guest) -> None:
+    """A state folder that is new and empty, as StateDirectory= makes it, and nobody trusted."""
+    for place in ("/var/lib/edge", "/etc/edge/trust"):
+        shutil.rmtree(guest.path(place), ignore_errors=True)
+        guest.path(place).mkdir(parents=True)
     guest.must("/usr/bin/install", "-d", "-o", "edge", "-g", "edge", "-m", "0700", "/var/lib/edge")

@@ -20,6 +20,14 @@ MIRROR = "http://deb.debian.org/debian"
 SUITE = "bookworm"  # what Raspberry Pi OS is made of
 # What such a system has, and no more: a Python that can make environments, and what useradd and the like come with.
 PACKAGES = ("python3", "python3-venv", "libgomp1", "passwd", "util-linux")
+# What PAM includes everywhere, and the package's script writes.
+PAM = {
+    "auth": "auth required pam_unix.so",
+    "account": "account required pam_unix.so",
+    "password": "password required pam_unix.so",
+    "session": "session required pam_unix.so",
+    "session-noninteractive": "session required pam_unix.so",
+}
 UNPACKED = ".unpacked"
 TIMEOUT_S = 1200.0
 
@@ -90,6 +98,8 @@ def _configure(root: Path) -> None:
         shutil.copyfile(root / f"usr/share/base-passwd/{name}.master", root / "etc" / name)
     for name in ("shadow", "gshadow"):
         (root / "etc" / name).touch(0o640)
+    for name, line in PAM.items():
+        (root / "etc/pam.d" / f"common-{name}").write_text(f"{line}\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
     _ask(root, "/usr/sbin/ldconfig")
     _ask(root, "/usr/sbin/pwconv")

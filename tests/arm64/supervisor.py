@@ -135,7 +135,7 @@ class Supervisor:
 def _mounts(guest: Guest, service: Service) -> list[str]:
     """As the unit has it: a system that is read only but for the state, and a temporary folder of its own."""
     state = str(guest.path(service.state).resolve())
-    return ["rw:", state, service.state, "tmp:", "/tmp", "strict:"]
+    return ["noexec:", state, service.state, "tmp:", "/tmp", "strict:"]
 
 
 def _bound(path: Path) -> socket.socket:
