@@ -16,7 +16,7 @@
 set -Eeuo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 root="" wheels="" wheel="" image="" previous="" uninstall="" purge="" dry_run="" step="reading the arguments"
-START_SECONDS=120 # a release that does not start within it is taken back
+START_SECONDS=1800 # systemd decides first whether a release started, and may be asked for more time by it
 
 fail() {
     echo "install.sh: $*" >&2
@@ -374,6 +374,10 @@ enable_units() {
     link /etc/systemd/system/edge-update.timer "$wants/timers.target.wants/edge-update.timer"
 }
 
+reload_udev() { # without it there are no sticks, and no reason to stop either
+    run udevadm control --reload 2>/dev/null || echo "  udev does not run here: sticks will not be noticed"
+}
+
 start_units() {
     ! is_machine || run install -d -o edge -g edge -m 0700 /var/lib/edge
     is_live || return 0
@@ -381,12 +385,13 @@ start_units() {
     run systemctl daemon-reload
     run systemd-tmpfiles --create /etc/tmpfiles.d/edge.conf
     run systemctl try-reload-or-restart systemd-journald.service
-    ! command -v udevadm >/dev/null || run udevadm control --reload
+    reload_udev
     [ -z "$first" ] || run systemctl start edge-update.timer
 }
 
 # A daemon that runs is restarted, and what does not come up is taken back.
 restart_service() { # OLD-RELEASE (may be none)
+    local failed=$release
     is_live && systemctl is-active --quiet edge.service || return 0
     begin "restarting the service"
     ! run timeout "$START_SECONDS" systemctl restart edge.service || return 0
@@ -396,6 +401,10 @@ restart_service() { # OLD-RELEASE (may be none)
     begin "going back to $(basename "$1"), since the service does not start"
     release=$1
     switch_to "$1"
+    if [ -n "$previous_before" ] && [ "$previous_before" != "releases/$(basename "$1")" ]; then
+        link "$previous_before" "$root/opt/edge/previous" # not the one that failed
+    fi
+    [ -n "$previous" ] || run rm -f "$failed/.complete" # to be made anew, should it be installed again
     run systemctl daemon-reload
     run systemctl restart edge.service || true
     fail "the new release did not start (journalctl -u edge says why), and $(basename "$1") runs again"
@@ -428,7 +437,7 @@ remove() {
     run rm -rf "$root/opt/edge"
     if is_live; then
         run systemctl daemon-reload
-        ! command -v udevadm >/dev/null || run udevadm control --reload
+        reload_udev
     fi
     if [ -z "$purge" ]; then
         echo "Kept: $root/etc/edge and $root/var/lib/edge (--purge removes them too)"
@@ -443,6 +452,7 @@ remove() {
 
 check_machine
 one_at_a_time
+previous_before=$(readlink "$root/opt/edge/previous" || true)
 if [ -n "$uninstall" ]; then
     remove
     exit
