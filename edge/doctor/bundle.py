@@ -76,12 +76,12 @@ def _whole(folder: Path, what: str, is_previous: bool = False) -> Generator[Find
     try:
         manifest = manifests.read(folder)
     except BundleError as error:
-        code, say = ("previous_damaged", _note.warning) if is_previous else ("damaged", _note.error)
-        yield say(
-            code,
-            f"{what} in {folder} is damaged: {_problem(error)}",
-            f"install it again: {INSTALL}; a disk that damages files may be failing: `edge doctor --only disk`",
-        )
+        text = f"{what} in {folder} is damaged: {_problem(error)}"
+        fix = f"install it again: {INSTALL}; a disk that damages files may be failing: `edge doctor --only disk`"
+        if is_previous:
+            yield _note.warning("previous_damaged", text, fix)
+        else:
+            yield _note.error("damaged", text, fix)
         return None
     text = f"{what} is {manifest.product} {manifest.version}, all {len(manifest.files)} files as they were built"
     yield _note.ok("whole", text, product=manifest.product, version=manifest.version, digest=manifests.digest(manifest))
@@ -167,14 +167,12 @@ def _trial(mark: Trial | None, now: float) -> Iterator[Finding]:
         return
     told = {"slot": mark.slot, "stage": mark.stage, "code": mark.code, "starts": mark.starts}
     days = (now - mark.began) / 86_400
-    if mark.stage in ("returned", "refused"):
-        what = "was on trial and was returned" if mark.stage == "returned" else "was refused before it was in charge"
-        yield _note.warning(
-            f"trial_{mark.stage}",
-            f"{mark.slot} {what}: {mark.text or mark.code}",
-            "look at what it did differently: evidence, and `edge bundle status`; then bring a better one",
-            **told,
-        )
+    fix = "look at what it did differently: evidence, and `edge bundle status`; then bring a better one"
+    why = mark.text or mark.code
+    if mark.stage == "returned":
+        yield _note.warning("trial_returned", f"{mark.slot} was on trial and was returned: {why}", fix, **told)
+    elif mark.stage == "refused":
+        yield _note.warning("trial_refused", f"{mark.slot} was refused before it was in charge: {why}", fix, **told)
     elif mark.stage in ("shadow", "trial"):
         long = now - mark.began > TRIAL_LONG_S
         where = "beside the active one" if mark.stage == "shadow" else "in charge, on trial"

@@ -18,6 +18,7 @@ from edge.predictor import CPU, installed_runtimes
 SUBJECT: Final = "runtime"
 PYTHONS: Final = ((3, 10), (3, 12))  # first and last release that is supported
 LOAD_S: Final = 25.0  # a slow card takes seconds to read a runtime for the first time
+CPU_FILES: Final = "/sys/devices/system/cpu"
 TRY: Final = {
     "paddlelite": "import paddlelite.lite; print('[]')",
     "onnxruntime": "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))",
@@ -65,8 +66,21 @@ def _runtimes(context: Context) -> Iterator[Finding]:
             f"runtime.prefer is {prefer}, which is not installed; there is {has}",
             f'install it, or set prefer = "{next(iter(installed))}"',
         )
+    if "onnxruntime" in installed and context.system.machine() == "aarch64":
+        yield from _cpu_files(context.system)
     for name, version in installed.items():
         yield from _loads(context, name, version)
+
+
+def _cpu_files(system: System) -> Iterator[Finding]:
+    """On ARM ONNX Runtime ends the process that loads it when it cannot count the cores."""
+    hidden = [name for name in ("possible", "present") if system.text(f"{CPU_FILES}/{name}") is None]
+    if hidden:
+        yield _note.error(
+            "cpu_files_hidden",
+            f"{' and '.join(hidden)} of {CPU_FILES} cannot be read: ONNX Runtime aborts as soon as it is loaded",
+            "let the service see them: no InaccessiblePaths= over /sys in a drop-in; in a container mount /sys",
+        )
 
 
 def _loads(context: Context, name: str, version: str) -> Iterator[Finding]:

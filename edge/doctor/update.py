@@ -7,25 +7,28 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from datetime import timezone
-from typing import Any, Final
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final
 
 from edge.bundle import outcome as outcomes
+from edge.bundle import root_file
 from edge.bundle.refusal import parse
-from edge.bundle.roles import DEVELOPMENT
+from edge.bundle.root_file import RootFile
 from edge.config import Update
 from edge.doctor.certificates import day
 from edge.doctor.context import Context
 from edge.doctor.finding import Finding, Reporter
+from edge.errors import TrustError
 from edge.event import UpdateOutcome
 
 SUBJECT: Final = "update"
-Metadata = Any  # of python-tuf, which only `edge.bundle` imports
 ACCEPTED_ROOT: Final = "trust/metadata/root.json"
 ANSWER_S: Final = 8.0
 SOON_DAYS: Final = 60.0  # a root has to be renewed by people who meet for it
 LARGEST_BYTES: Final = 1 << 20
-ROOT_FIX: Final = "copy the root.json of your repository's keepers to this box: `sudo edge bundle trust ROOT.json`"
+ROOT_FIX: Final = "take the root.json of your repository's keepers: `sudo edge bundle trust ROOT.json`"
+REPLACE: Final = "`sudo edge bundle trust ROOT.json --replace`"
 BAD: Final = ("refused", "failed", "returned")
 
 _note = Reporter(SUBJECT)
@@ -55,65 +58,64 @@ def check(context: Context) -> Iterator[Finding]:
 
 
 def _root(context: Context, settings: Update) -> Iterator[Finding]:
-    path = settings.root
-    data = context.system.data(path)
-    if data is None:
-        if context.system.exists(path):
-            yield _note.unknown("root_unseen", f"{path} may not be read by this user", "run `sudo edge doctor`")
-        else:
-            say = _note.info if context.config is None else _note.warning
-            yield say("no_root", f"there is no root of trust at {path}: signed bundles cannot be taken", ROOT_FIX)
+    path, system = settings.root, context.system
+    if not system.exists(path):
+        say = _note.info if context.config is None else _note.warning
+        yield say("no_root", f"there is no root of trust at {path}: signed bundles cannot be taken", ROOT_FIX)
         return
-    first = parse(data)
-    if first is None or first.signed.type != "root":
-        text = f"{path} is no root of trust (the root metadata of a bundle repository)"
-        yield _note.error("root_malformed", text, ROOT_FIX)
+    try:
+        first = root_file.read(system.path(path))
+    except TrustError as error:
+        yield _bad_root(path, error)
         return
     # A newer one that the repository has sent since, and that this one vouched for, stands in its place.
-    accepted = parse(context.system.data(context.state / ACCEPTED_ROOT))
-    newer = accepted is not None and accepted.signed.type == "root" and accepted.signed.version > first.signed.version
-    yield from root_findings(first, path, settings, context.system.now(), judge_dates=not newer)
-    if newer and accepted is not None:
-        yield from root_findings(accepted, str(context.state / ACCEPTED_ROOT), settings, context.system.now())
+    accepted = _accepted(system.path(context.state / ACCEPTED_ROOT))
+    counts = accepted if accepted is not None and accepted.version > first.version else first
+    for root in dict.fromkeys((first, counts)):
+        if root.development:
+            yield _development(root, settings)
+    yield root_dates(counts, system.now())
 
 
-def root_findings(
-    root: Metadata, path: str, settings: Update, now: float, judge_dates: bool = True
-) -> Iterator[Finding]:
-    """Whether a root of trust holds: signed by enough of its own keys, of the right kind, not expired."""
-    name = f"the root of trust {path} (version {root.signed.version})"
-    result = root.signed.get_verification_result("root", root.signed_bytes, root.signatures)
-    if not result:
-        text = f"{name} is not signed by enough of its own keys: {len(result.signed)} of {result.threshold}"
-        yield _note.error("root_signatures", f"{text}; nothing can be accepted by it", ROOT_FIX)
-        return
-    if root.signed.unrecognized_fields.get(DEVELOPMENT):
-        yield _development(name, settings)
-    if judge_dates:
-        yield _root_dates(name, root, now)
+def _bad_root(path: str, error: TrustError) -> Finding:
+    if error.code == "unreadable":
+        return _note.unknown("root_unseen", f"{path} may not be read by this user", "run `sudo edge doctor`")
+    what, _, fix = str(error).partition("; ")
+    text, fix = f"{what}: no bundle can be accepted by it", f"{fix}: {REPLACE}"
+    if error.code == "signature":
+        return _note.error("root_signatures", text, fix)
+    return _note.error("root_malformed", text, fix)
 
 
-def _development(name: str, settings: Update) -> Finding:
-    text = f"{name} was made for development: its one key lies on somebody's desk"
+def _accepted(path: Path) -> RootFile | None:
+    try:
+        return root_file.read(path)
+    except TrustError:  # none yet, or not for this user's eyes
+        return None
+
+
+def _development(root: RootFile, settings: Update) -> Finding:
+    text = f"root of trust version {root.version} was made for development: its one key lies on somebody's desk"
+    fix = f"give this box the root of production: {REPLACE}"
     if not settings.development:
-        return _note.error("development_root", f"{text}, so bundles are refused", ROOT_FIX)
-    return _note.warning(
-        "development_root", f"{text}, and update.development lets it in", "on a production line: " + ROOT_FIX
-    )
+        return _note.error("development_root", f"{text}, so bundles are refused", fix)
+    return _note.warning("development_root", f"{text}, and update.development lets it in", f"on a line: {fix}")
 
 
-def _root_dates(name: str, root: Metadata, now: float) -> Finding:
-    ends = root.signed.expires.replace(tzinfo=timezone.utc).timestamp()
+def root_dates(root: RootFile, now: float) -> Finding:
+    """Whether a root of trust may be used now, and for some time to come."""
+    ends = datetime.strptime(root.expires, "%Y-%m-%d").replace(tzinfo=timezone.utc).timestamp()
     days = (ends - now) / 86_400
-    told = {"version": root.signed.version, "ends_ts": ends, "days_left": round(days, 1)}
+    name = f"root of trust version {root.version}"
+    told = {"version": root.version, "ends_ts": ends, "days_left": round(days, 1)}
     # An expired one on the box still leads to a newer one in the repository; none there, and nothing is accepted.
     if days < 0:
-        fix = f"the repository must hold a newer one, which is then fetched by itself; if it does not: {ROOT_FIX}"
-        return _note.warning("root_expired", f"{name} expired on {day(ends)}", fix, **told)
+        fix = f"the repository must hold a newer one, which is then fetched by itself; if it does not: {REPLACE}"
+        return _note.warning("root_expired", f"{name} expired on {root.expires}", fix, **told)
     if days < SOON_DAYS:
         fix = "ask the repository's keepers to sign a new one (`python -m tools publish`)"
-        return _note.warning("root_expires", f"{name} expires on {day(ends)}", fix, **told)
-    return _note.ok("root", f"root of trust version {root.signed.version}, until {day(ends)}", **told)
+        return _note.warning("root_expires", f"{name} expires on {root.expires}", fix, **told)
+    return _note.ok("root", str(root), **told)
 
 
 # --- repository ---

@@ -115,6 +115,8 @@ def _common(box: Box) -> None:
         "/proc/pressure/memory",
         "some avg10=0.00 avg60=0.00 avg300=0.00 total=1234\nfull avg10=0.00 avg60=0.00 total=0\n",
     )
+    for name in ("possible", "present"):
+        box.put(f"/sys/devices/system/cpu/{name}", "0-3\n")
     box.put("/proc/1/comm", "systemd\n")
     box.put("/proc/412/comm", "systemd-timesyn\n")
     box.put("/proc/cmdline", "root=PARTUUID=1 rootwait\n")

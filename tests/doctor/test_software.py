@@ -82,6 +82,13 @@ def test_runtimes_that_do_not_load(tmp_path: Path, monkeypatch) -> None:
     assert wrong(runtime_of(box, {}, monkeypatch)) == ["error:no_runtime"]
 
 
+def test_cores_that_onnx_runtime_cannot_count(tmp_path: Path, monkeypatch) -> None:
+    box = raspberry(tmp_path)
+    box.path("/sys/devices/system/cpu/possible").unlink()
+    assert "error:cpu_files_hidden" in wrong(runtime_of(box, {"onnxruntime": "1.23.2"}, monkeypatch))
+    assert "error:cpu_files_hidden" not in wrong(runtime_of(box, {"paddlelite": "2.13rc0"}, monkeypatch))
+
+
 def test_settings_that_this_box_cannot_follow(tmp_path: Path, monkeypatch) -> None:
     box = industrial_pc(tmp_path)
     has = {"onnxruntime": "1.23.2"}
@@ -332,7 +339,7 @@ def test_roots_that_nobody_should_believe(tmp_path: Path) -> None:
     root = json.loads(lab.root_file.read_bytes())
     one_signature = {**root, "signatures": root["signatures"][:1]}
     found = update_of(root_box(tmp_path / "a", json.dumps(one_signature).encode()))
-    assert wrong(found) == ["error:root_signatures"] and "1 of 2" in codes(found)["root_signatures"].text
+    assert wrong(found) == ["error:root_signatures"] and "signed by 1 of" in codes(found)["root_signatures"].text
     root["signed"]["version"] = 9
     assert wrong(update_of(root_box(tmp_path / "b", json.dumps(root).encode()))) == ["error:root_signatures"]
     for number, junk in enumerate((lab.data["targets"], b"[]", b"\xff\xfe", b"")):
