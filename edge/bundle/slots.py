@@ -39,9 +39,10 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -399,21 +400,21 @@ def _mark(bundles: Path, mark: Trial) -> Trial:
 def _settle(bundles: Path) -> Trial | None:
     """Have the links follow the mark, wherever that was interrupted; returns the mark."""
     _sweep(bundles)
-    mark = trials.read(bundles)
-    if mark is not None and mark.stage in trials.UNDER_WAY and not _reachable(bundles, mark):
+    mark, whole = trials.read(bundles), cache(_whole)  # no slot is read more than once
+    if mark is not None and mark.stage in trials.UNDER_WAY and not _reachable(bundles, mark, whole):
         mark = _next(mark, "refused", code="damaged", text=f"{mark.slot} was damaged before it was in charge")
         trials.write(bundles, trials.TRIAL, mark)
     if mark is None or mark.stage == "refused":
         _unlink(bundles / CANDIDATE)
     elif mark.stage == "shadow":
-        _point(bundles / CANDIDATE, mark.slot)
+        _point(bundles / CANDIDATE, mark.slot, whole)
     elif mark.stage in ("trial", "committed"):
-        _point(bundles / PREVIOUS, mark.before)
-        _point(bundles / ACTIVE, mark.slot)
+        _point(bundles / PREVIOUS, mark.before, whole)
+        _point(bundles / ACTIVE, mark.slot, whole)
         _unlink(bundles / CANDIDATE)
     else:
-        _point(bundles / ACTIVE, mark.before)
-        if not _point(bundles / PREVIOUS, mark.held):
+        _point(bundles / ACTIVE, mark.before, whole)
+        if not _point(bundles / PREVIOUS, mark.held, whole):
             _unlink(bundles / PREVIOUS)
         _unlink(bundles / CANDIDATE)
     if mark is not None and mark.stage == "committed" and mark.signed:
@@ -421,10 +422,10 @@ def _settle(bundles: Path) -> Trial | None:
     return mark
 
 
-def _reachable(bundles: Path, mark: Trial) -> bool:
+def _reachable(bundles: Path, mark: Trial, whole: Callable[[Path], bool]) -> bool:
     """Whether the mark's slot is where it is meant to be, or whole, so that it can get there."""
     link = bundles / (CANDIDATE if mark.stage == "shadow" else ACTIVE)
-    return _target(link) == bundles / mark.slot or _whole(bundles / mark.slot)
+    return _target(link) == bundles / mark.slot or whole(bundles / mark.slot)
 
 
 def _next(mark: Trial, stage: Stage, **changes: str | None) -> Trial:
@@ -436,8 +437,8 @@ def _after_start(bundles: Path, mark: Trial | None) -> Trial | None:
     """The mark after one start more; None: as it was."""
     slot = _target(bundles / ACTIVE)
     tried = mark is not None and mark.stage == "trial"
-    if slot is not None and not _whole(slot):
-        return _leave_damaged(bundles, slot, mark if tried else None)
+    if slot is not None and (problem := _problem(slot)):
+        return _leave_damaged(bundles, slot, problem, mark if tried else None)
     if mark is None or not tried:
         return None
     starts = mark.starts + 1
@@ -447,12 +448,12 @@ def _after_start(bundles: Path, mark: Trial | None) -> Trial | None:
     return msgspec.structs.replace(mark, starts=starts)
 
 
-def _leave_damaged(bundles: Path, slot: Path, mark: Trial | None) -> Trial | None:
+def _leave_damaged(bundles: Path, slot: Path, problem: str, mark: Trial | None) -> Trial | None:
     """From an active slot that is no longer whole to the one before it; None: there is none."""
     other = bundles / mark.before if mark is not None and mark.before else _target(bundles / PREVIOUS)
     if other is None or other == slot or not _whole(other):
         return None
-    who, text = _told_of(bundles, slot), f"the active bundle {slot.name} is damaged; {other.name} is in charge again"
+    who, text = _told_of(bundles, slot), f"{other.name} is in charge again instead of {slot.name}: {problem}"
     held = mark.held if mark is not None else None
     return Trial(
         slot=slot.name,
@@ -529,14 +530,14 @@ def _sweep(bundles: Path) -> None:
         (bundles / f"{name}.new").unlink(missing_ok=True)
 
 
-def _point(link: Path, name: str | None) -> bool:
+def _point(link: Path, name: str | None, whole: Callable[[Path], bool]) -> bool:
     """Have a link lead to a slot, if it is whole; whether it does."""
     if name is None:
         return False
     slot = link.parent / name
     if _target(link) == slot:
         return True
-    if not _whole(slot):
+    if not whole(slot):
         return False
     new = link.with_name(link.name + PARTIAL)
     new.unlink(missing_ok=True)
@@ -561,13 +562,17 @@ def _target(link: Path) -> Path | None:
         return None
 
 
-def _whole(slot: Path) -> bool:
-    """Whether every file of the slot is there as it was built."""
+def _problem(slot: Path) -> str:
+    """What keeps a slot from being served, in one line: a file that is not as it was built; "" for nothing."""
     try:
         manifests.read(slot)
-    except BundleError:
-        return False
-    return True
+    except BundleError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _whole(slot: Path) -> bool:
+    return not _problem(slot)
 
 
 def _name_if_whole(slot: Path | None) -> str | None:

@@ -119,7 +119,7 @@ def settled(state: Path) -> tuple[object, ...]:
     links = [os.readlink(bundles / name) if (bundles / name).is_symlink() else None for name in slots_links()]
     origins = slots.told(state) if links[0] else None
     if mark is not None:
-        mark = msgspec.structs.replace(mark, began=0.0)
+        mark = msgspec.structs.replace(mark, began=0.0, text="")  # which names folders
     return (mark, tuple(links), slots.floor(state, "pcb"), (origins.signed, origins.origin) if origins else None)
 
 
