@@ -29,6 +29,15 @@ def watchdog() -> bool:
     return _send("WATCHDOG=1")
 
 
+def extend_timeout(seconds: float, text: str = "") -> bool:
+    """Ask for so many more seconds from now on, for a start or a stop that takes longer than the unit allows.
+
+    To be said again while there is progress, with a margin over the time until the next word: it replaces what was
+    asked for before. Not for steps that may hang, since systemd then waits as long.
+    """
+    return _send(f"EXTEND_TIMEOUT_USEC={max(0, round(seconds * 1e6))}", *_status(text))
+
+
 def stopping(text: str = "") -> bool:
     """The ordered stop has begun."""
     return _send("STOPPING=1", *_status(text))

@@ -66,9 +66,10 @@ pip=("$work/venv/bin/python" -m pip --disable-pip-version-check --no-input)
 "${pip[@]}" install --quiet --no-deps -r "$here/requirements/build.txt" -r "$here/requirements/pip.txt"
 mkdir "$work/source"
 cp -r "$here"/{setup.py,pyproject.toml,README.md,LICENSE,edge} "$work/source"
-# The same source gives the same wheel, to the last byte.
-SOURCE_DATE_EPOCH=$(date -d 2020-01-01T00:00:00Z +%s) "${pip[@]}" wheel --quiet --no-deps --no-build-isolation \
-    --wheel-dir "$work/out/wheels" "$work/source"
+# The same source gives the same wheel, to the last byte; its time is that of the commit, before which no device can be.
+SOURCE_DATE_EPOCH=$(git -c "safe.directory=$here" -C "$here" log -1 --format=%ct 2>/dev/null || date -d 2020-01-01T00:00:00Z +%s)
+export SOURCE_DATE_EPOCH
+"${pip[@]}" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/out/wheels" "$work/source"
 
 # pip reads `; platform_machine == ...` as of the machine that it runs on, so the pins are chosen here.
 begin "choosing the pins for $arch with Python $python"

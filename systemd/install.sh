@@ -223,11 +223,14 @@ make_release() {
 }
 
 install_project() {
-    local copy
+    local copy built
     if [ -n "$wheel" ]; then
         pip_install "$wheel"
         return 0
     fi
+    # The time of the commit goes into what is built: no device can be before it.
+    built=$(git -c "safe.directory=$here" -C "$here" log -1 --format=%ct 2>/dev/null || true)
+    [ -z "$built" ] || export SOURCE_DATE_EPOCH=$built
     copy=$(mktemp -d) # building leaves files behind, which the checkout need not have
     cp -r "$here"/{setup.py,pyproject.toml,README.md,LICENSE,edge} "$copy"
     pip_install -r "$here/requirements/build.txt"
