@@ -41,7 +41,7 @@ from edge.errors import TrustError
 
 LARGEST_ARCHIVE_BYTES: Final = 4 << 30
 _CONFIG: Final = UpdaterConfig(
-    max_root_rotations=64,
+    max_root_rotations=1024,  # counted from the device's own root, also those that are known already
     max_delegations=64,
     root_max_length=1 << 17,
     timestamp_max_length=1 << 14,
@@ -171,12 +171,19 @@ class Trust:
             text = f"the repository {self._mirror.address} {has}, and this device inspects {product}; {remedy}"
             raise TrustError("wrong_product", text)
         role = f"{PRODUCT_ROLE}{product}"
+        self._require_own_path(role, product)
         with self._told(), self._locked():
             client.get_targetinfo(f"{product}/-")  # loads and verifies the product's role; there is no such file
             self._make_durable()
             listed = self._trusted(Targets, role).signed.targets
             found = [self._offer(product, client.get_targetinfo(path), target) for path, target in listed.items()]
         return sorted(found, key=lambda offer: offer.version, reverse=True)
+
+    def _require_own_path(self, role: str, product: str) -> None:
+        delegated = self._trusted(Targets, "targets").signed.get_delegated_role(role)
+        if not delegated.is_delegated_path(f"{product}/-"):
+            text = f"the repository {self._mirror.address} does not give the product {product} the path {product}/*"
+            raise TrustError("malformed", f"{text}; its publisher must make it with `tools publish`")
 
     def fetch(self, offer: Offer, into: Path, say: Say = quiet) -> Path:
         """Bring a bundle's archive, or go on bringing it; returns the file, whose length and hash are as signed.
@@ -489,8 +496,9 @@ def _mark(root: Root, metadata: Metadata[Any]) -> Mark:
 
 
 def _signed_at(timestamp: Timestamp) -> float:
+    """When it says that it was signed; nothing is signed after it has expired."""
     found = timestamp.unrecognized_fields.get(SIGNED_AT)
-    return float(found) if isinstance(found, int | float) else 0.0
+    return float(min(found, timestamp.expires.timestamp())) if isinstance(found, int) else 0.0
 
 
 def _fits(path: Path, target: TargetFile) -> bool:

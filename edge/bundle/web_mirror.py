@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import urllib3
 from tuf.api.exceptions import DownloadError, DownloadHTTPError
@@ -26,7 +26,7 @@ from urllib3.exceptions import (
     SSLError,
     TimeoutError,
 )
-from urllib3.util import Retry, Timeout, make_headers, parse_url
+from urllib3.util import Timeout, make_headers, parse_url
 
 from edge import __version__
 from edge.bundle.mirror import Mirror, MirrorError, Source
@@ -122,7 +122,7 @@ class WebMirror(Mirror):
         self._pools = self._make_pools(str(url.scheme), url.host, ca_file)
 
     def _make_pools(self, scheme: str, host: str, ca_file: str | None) -> urllib3.PoolManager:
-        options: dict[str, Any] = {"retries": Retry(None, connect=0, read=0, redirect=_REDIRECTS, status=0, other=0)}
+        options: dict[str, Any] = {"retries": False}
         options["timeout"] = Timeout(connect=self._limits.connect_s, read=self._limits.silence_s)
         if self._kb_s:  # a large buffer of the kernel would take a burst from the network whatever we read
             size = max(_LEAST_BUFFER_BYTES, int(self._kb_s * 1000))
@@ -172,23 +172,38 @@ class WebMirror(Mirror):
 
     def _request(self, name: str, start: int, watch: Watch) -> urllib3.BaseHTTPResponse:
         """The answer; from the beginning where the server has less than is held already."""
+        url = self._base + quote(name, safe="/%")
+        for _ in range(_REDIRECTS + 1):
+            response = self._get(url, name, start, watch)
+            location = response.get_redirect_location()
+            if response.status in (200, 206):
+                return response
+            response.close()
+            if response.status == 416 and start:
+                return self._request(name, 0, watch)
+            if not location:
+                raise self._refused(name, response.status)
+            url = self._onwards(url, location)
+        raise MirrorError("unreachable", f"{self.address} leads from one address to the next; name the final one")
+
+    def _get(self, url: str, name: str, start: int, watch: Watch) -> urllib3.BaseHTTPResponse:
         headers = self._headers | ({"Range": f"bytes={start}-"} if start else {})
+        if parse_url(url).netloc != parse_url(self._base).netloc:
+            headers.pop("authorization", None)  # the password is for this server only
         watch.allow(self._limits.connect_s + self._limits.silence_s)
         try:
-            response = self._pools.request(
-                "GET", self._base + quote(name, safe="/%"), headers=headers, preload_content=False
-            )
+            return self._pools.request("GET", url, headers=headers, preload_content=False, redirect=False)
         except (HTTPError, OSError, ValueError) as error:
             raise self._failed(name, error, watch) from error
         finally:
             watch.allow(_BLOCKED)
-        if response.status == 416 and start:
-            response.close()
-            return self._request(name, 0, watch)
-        if response.status not in (200, 206) or self._downgraded(response):
-            response.close()
-            raise self._refused(name, response)
-        return response
+
+    def _onwards(self, url: str, location: str) -> str:
+        """Where a redirect leads; not from https to http: who listens would see what this box takes."""
+        target = urljoin(url, location)
+        if url.startswith("https:") and not target.startswith("https:"):
+            raise MirrorError("unreachable", f"{self.address} leads from https to http; name the final address")
+        return target
 
     def _source(self, response: urllib3.BaseHTTPResponse, name: str, start: int, watch: Watch) -> Source:
         def read(most: int) -> bytes:
@@ -211,19 +226,9 @@ class WebMirror(Mirror):
             raise MirrorError("unreachable", f"{self.address} answers with another part of {name} than was asked for")
         return Source(start, int(found[2]) if found[2] != "*" else None, read)
 
-    def _downgraded(self, response: urllib3.BaseHTTPResponse) -> bool:
-        """Whether an https address led to an open one: who listens would see what this box takes."""
-        steps = response.retries.history if response.retries else ()
-        return self._base.startswith("https:") and any(
-            (step.redirect_location or "").lower().startswith("http:") for step in steps
-        )
-
-    def _refused(self, name: str, response: urllib3.BaseHTTPResponse) -> DownloadError:
-        status = response.status
+    def _refused(self, name: str, status: int) -> DownloadError:
         if status in (403, 404, 410):
             return DownloadHTTPError(f"{self._base}{name}: HTTP status {status}", 404)
-        if status in (200, 206):
-            return MirrorError("unreachable", f"{self.address} leads from https to http; name the final address")
         remedy = "check address and password" if status in (401, 407) else "ask who runs the server, and try later"
         return MirrorError("unreachable", f"{self.address} answers {name} with HTTP status {status}; {remedy}")
 

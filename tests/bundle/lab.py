@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import http.server
+import os
 import shutil
 import threading
 import time
@@ -282,6 +283,8 @@ class Web(http.server.ThreadingHTTPServer):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Web]:
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"  # a proxy of the machine that runs the tests does not lead to its own port
     web = Web(folder)
     thread = threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -292,6 +295,8 @@ def serving(folder: Path) -> Iterator[Web]:
         web.shutdown()
         web.server_close()
         thread.join()
+        os.environ.pop("no_proxy")
+        os.environ.update({"no_proxy": before} if before is not None else {})
 
 
 def endless(handler: Handler) -> None:

@@ -375,6 +375,9 @@ def test_a_server_with_a_certificate_of_its_own_authority(web: Web, certificate:
     with pytest.raises(MirrorError) as caught:
         mirror(address, limits=LIMITS).download_bytes(NAME, len(CONTENT))
     assert caught.value.code == "unreachable" and "update.ca_file" in str(caught.value)
+    web.behaviours = {"moved": _moved_to(web.address + "/" + NAME)}
+    with pytest.raises(MirrorError, match="from https to http"):
+        trusting.download_bytes("moved", len(CONTENT))
     for wrong in ("/nowhere.pem", str(certificate / "key.pem")):
         with pytest.raises(TrustError, match=r"update\.ca_file"):
             mirror(address, ca_file=wrong)
@@ -408,19 +411,35 @@ def test_a_handshake_that_trickles_is_ended(certificate: Path) -> None:
     assert caught.value.code == "too_slow"
 
 
+def _moved_to(address: str) -> Behaviour:
+    def redirect(handler: Handler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", address)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return redirect
+
+
 def test_a_redirect_is_followed_and_a_circle_is_not(web: Web, tmp_path: Path) -> None:
-    def onwards(to: str) -> Behaviour:
-        def redirect(handler: Handler) -> None:
-            handler.send_response(302)
-            handler.send_header("Location", to)
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
-
-        return redirect
-
-    web.behaviours = {"moved.tar.gz": onwards("/" + NAME), "round.tar.gz": onwards("/round.tar.gz")}
+    web.behaviours = {"moved.tar.gz": _moved_to("/" + NAME), "round.tar.gz": _moved_to("/round.tar.gz")}
     at(web).download("moved.tar.gz", tmp_path / "part", len(CONTENT))
     assert (tmp_path / "part").read_bytes() == CONTENT
     with pytest.raises(MirrorError) as caught:
         at(web).download("round.tar.gz", tmp_path / "other", len(CONTENT))
     assert caught.value.code == "unreachable" and len(web.asked) < 20
+
+
+def test_a_password_is_not_given_to_another_server(web: Web, repository: Path) -> None:
+    seen: list[str | None] = []
+
+    def note(handler: Handler) -> None:
+        seen.append(handler.headers.get("Authorization"))
+        handler.serve()
+
+    with serving(repository) as other:
+        other.behaviours = {".tar.gz": note}
+        web.behaviours = {"moved": _moved_to(f"{other.address}/{NAME}")}
+        source = mirror(web.address.replace("//", "//user:secret@"))
+        assert source.download_bytes("moved", len(CONTENT)) == CONTENT
+    assert seen == [None]

@@ -220,7 +220,10 @@ def known(lab: Lab, state: Path, fast_path: Path) -> Known:
     return Known(lab, old, state)
 
 
-def test_a_power_cut_at_any_step_neither_locks_the_device_nor_makes_it_forget(known: Known, fast_path: Path) -> None:
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_power_cut_at_any_step_neither_locks_the_device_nor_makes_it_forget(
+    known: Known, fast_path: Path, stride: int
+) -> None:
     whole, steps = fast_path / "whole", 0
     known.state.rename(whole)
     while True:
@@ -239,8 +242,9 @@ def test_a_power_cut_at_any_step_neither_locks_the_device_nor_makes_it_forget(kn
         known.check()
         if code == 0:
             break
-        steps += 1
-    assert steps > 20, f"cut at {steps} steps"
+        steps += stride
+    assert steps > 50, f"cut at {steps // stride} steps of {steps}"
+    print(f"cut at {steps // stride} steps of {steps}")
 
 
 def _cut_power(state: Path, steps: int) -> None:
@@ -386,6 +390,20 @@ def test_a_state_folder_that_cannot_be_written(lab: Lab, state: Path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     error = refused(lab, state)
     assert error.code == "storage" and "0.0 MB free" in str(error)
+
+
+def test_a_product_that_may_not_sign_its_own_path(lab: Lab, state: Path) -> None:
+    lab.signed["targets"].delegations.roles["product-pcb"].paths = ["other/*"]
+    lab.publish("targets")
+    assert refused(lab, state).code == "malformed"
+
+
+def test_a_date_that_is_none_is_capped_by_the_expiry(lab: Lab, state: Path) -> None:
+    lab.now = 10.0**15  # said to be signed in the year 31 million
+    lab.lives["timestamp"] = lab.lives["snapshot"] = (NOW - lab.now) / DAY_S + 30
+    lab.publish()
+    take(lab, state)
+    assert time_floor(state) == pytest.approx(NOW + 30 * DAY_S, abs=2)
 
 
 def test_another_update_is_waited_for_but_not_without_end(
