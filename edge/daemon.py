@@ -32,9 +32,10 @@ from edge.keeping import serve as serve_kept
 from edge.line_care import LineCare, override
 from edge.outbox import Outbox
 from edge.plc.desk import Desk
+from edge.predictor import trial_limit_s
 from edge.publish import Publisher
 from edge.pulse import Pulse
-from edge.serving import Product, open_product
+from edge.serving import Product, opening
 from edge.station import Station
 from edge.stop import StopFlag
 from edge.tally import Tally
@@ -52,6 +53,7 @@ PUBLISHER_STOP_S = 5.0
 LINK_STOP_S = 3.0
 CAMERAS_START_S = 10.0  # a station with a PLC is Ready then at the latest
 LOOK_S = 0.2  # how often the loop looks at what goes on beside the parts
+STEP_S = 60.0  # of opening a bundle, beside the trial of its model
 QUIET_S = 1.0  # how long what takes a while waits at most for a moment without a part in hand
 VERBS = ("status", "relearn", "recipe", "override", "update", "rollback")
 
@@ -102,14 +104,7 @@ class Daemon:
         _claim(state, self._down)
         # Counted before anything of the bundle is loaded: one that kills the process goes back after three starts.
         self._began = slots.note_start(state) if not config.paths.bundle else None
-        product = open_product(
-            self._began.slot if self._began is not None else Path(str(config.paths.bundle)),
-            config.runtime,
-            recipe_file=Path(config.paths.recipe) if config.paths.recipe else None,
-            recipe_folder=Path(config.paths.recipes) if config.paths.recipes else None,
-            cameras=[camera.id for camera in config.camera],
-            trial_marks=state / "trials",
-        )
+        product = self._open(self._began.slot if self._began is not None else Path(str(config.paths.bundle)))
         self._tally = Tally(state / "triggers")
         self._down.callback(self._tally.close)
         self._outbox = Outbox(state / "outbox.db", int(config.outbox.quota_mb * 1e6), self._boot, self._clock)
@@ -138,6 +133,25 @@ class Daemon:
         for settings in config.camera:
             self._start_camera(settings)
         self._start_pulse()
+
+    def _open(self, folder: Path) -> Product:
+        """Open the bundle; systemd is asked for as much time as a step may take, since a model may have to be built."""
+        config = self._config
+        steps = opening(
+            folder,
+            config.runtime,
+            recipe_file=Path(config.paths.recipe) if config.paths.recipe else None,
+            recipe_folder=Path(config.paths.recipes) if config.paths.recipes else None,
+            cameras=[camera.id for camera in config.camera],
+            trial_marks=Path(config.paths.state) / "trials",
+        )
+        while True:
+            notify.extend_timeout(trial_limit_s(config.runtime.providers) + STEP_S, "opening the bundle")
+            try:
+                next(steps)
+            except StopIteration as done:
+                product: Product = done.value
+                return product
 
     def _make_station(self, counts: LedgerCounts, parts: int) -> Station:
         station = Station(

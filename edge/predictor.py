@@ -220,6 +220,11 @@ def load(
     raise PredictorError(f"there is no runtime {runtime!r}: known are paddlelite and onnxruntime")
 
 
+def trial_limit_s(providers: Sequence[str]) -> float:
+    """How long the trial of a model may take, seconds; TensorRT builds it first."""
+    return BUILD_TIMEOUT_S if TENSORRT in providers else CANARY_TIMEOUT_S
+
+
 def canary(
     runtime: str, model: Path, shape: Shape, providers: Sequence[str] = (CPU,), cache: Path | None = None
 ) -> None:
@@ -235,7 +240,7 @@ def canary(
         "providers": list(providers),
         "cache": str(cache.resolve()) if cache else "",
     }
-    limit_s = BUILD_TIMEOUT_S if TENSORRT in providers else CANARY_TIMEOUT_S
+    limit_s = trial_limit_s(providers)
     try:
         child = subprocess.run(
             [sys.executable, "-m", "edge.predictor", json.dumps(trial)],

@@ -32,7 +32,8 @@ class Client(Reader):
         """seq -> id of all durable messages; fails when one seq came with two ids."""
         seen: dict[int, str] = {}
         for topic, payload, _ in list(self.heard):
-            if not payload or not (topic.endswith(("/result", "/reject", "/part", "/disagreement")) or "/alarm/" in topic):
+            durable = topic.endswith(("/result", "/reject", "/part", "/disagreement")) or "/alarm/" in topic
+            if not payload or not durable:
                 continue
             message = json.loads(payload)
             if "-o-" not in message["id"]:

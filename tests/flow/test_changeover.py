@@ -13,6 +13,7 @@ from edge.bundle import manifest as manifests
 from edge.bundle import slots
 from edge.genealogy import GenealogyReader
 from tests.brokers import Broker, needs_mosquitto, wait_until
+from tests.bundle.tiny_bundle import install
 from tests.flow.rig import PCB, Client, Daemon
 from tests.successors import successor
 
@@ -39,7 +40,7 @@ class Box:
         self.state = self.daemon.state
         text = self.daemon.config.read_text().replace(f'bundle = "{PCB}"\n', "")
         self.daemon.config.write_text(text)
-        slots.install(successor(PCB, folder / "first", FIRST, more=CALM), self.state)
+        install(successor(PCB, folder / "first", FIRST, more=CALM), self.state)
 
     def newer(self, version: int, recipe: Mapping[str, str] | None = None) -> Path:
         """Stage a successor, as an installer does; its slot."""
@@ -50,9 +51,9 @@ class Box:
     def told(self) -> list[dict[str, Any]]:
         return self.client.json("/edge/bundle")
 
-    def wait_told(self, check: Callable[[dict[str, Any]], object], what: str) -> dict[str, Any]:
+    def wait_told(self, check: Callable[[dict[str, Any]], object], what: str, limit_s: float = 60) -> dict[str, Any]:
         try:
-            wait_until(lambda: any(check(told) for told in self.told()), 60, f"{what} on `bundle`")
+            wait_until(lambda: any(check(told) for told in self.told()), limit_s, f"{what} on `bundle`")
         except AssertionError as error:
             raise AssertionError(f"{error}; {self.told()[-1:]}; {self.daemon.log()}") from None
         return next(told for told in self.told() if check(told))
