@@ -167,7 +167,7 @@ def _errors(system: System, what: str, mount: Mount) -> Iterator[Finding]:
     if count:
         yield _note.error(
             "file_system_errors",
-            f"{what} ({mount.point}) has recorded {count} file system errors",
+            f"{what} ({mount.point}) has recorded file system errors: {count}",
             "back up what matters, check it at the next start (`fsck.mode=force` on the kernel command line, or "
             f"`sudo fsck -f {mount.source}` from another system); if they come back change the disk",
             count=count,
@@ -224,7 +224,7 @@ def _unwritable(state: Path, error: OSError) -> Finding:
         )
     fixes = {
         errno.ENOSPC: "free some space, as said for its disk",
-        errno.EROFS: f"`sudo mount -o remount,rw` what holds {state}",
+        errno.EROFS: "see why it is read-only: `sudo dmesg | grep -iE 'ext4|mmc|nvme'`",
     }
     fix = fixes.get(error.errno or 0, "see `sudo dmesg | tail -30`; the disk may be failing")
     return _note.error(

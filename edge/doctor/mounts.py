@@ -8,6 +8,9 @@ from pathlib import Path
 
 from edge.doctor.system import System
 
+# After an error newer kernels leave `rw` standing and say it so.
+READ_ONLY = frozenset(("ro", "emergency_ro", "shutdown"))
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -22,7 +25,7 @@ class Mount:
     @property
     def read_only(self) -> bool:
         """Nothing can be written there."""
-        return "ro" in self.options
+        return bool(self.options & READ_ONLY)
 
 
 def mounts(system: System) -> list[Mount]:
@@ -42,7 +45,7 @@ def parse(line: str) -> Mount | None:
     if not separator or len(fields) < 6 or len(rest) < 3:
         return None
     # Either may say ro: the mount itself, or the file system after an error (the kernel remounts it).
-    options = frozenset(fields[5].split(",")) | ({"ro"} if "ro" in rest[2].split(",") else frozenset())
+    options = frozenset(fields[5].split(",")) | (READ_ONLY & set(rest[2].split(",")))
     return Mount(_plain(fields[4]), rest[0], _plain(rest[1]), fields[2], options)
 
 

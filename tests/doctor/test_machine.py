@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from edge.bundle import trust_floor
 from edge.config import Config, EvidenceSettings, Paths, SimulatedCamera
 from edge.doctor import clock, disk, memory, thermals, visit
 from edge.doctor.context import Context
-from edge.doctor.system import Discipline, Ran, Usage
+from edge.doctor.mounts import mount_of, partition_of
+from edge.doctor.system import Discipline, Ran, System, Usage
 from tests.disks import small_disk
 from tests.doctor.boxes import GB, NOW, Box, codes, industrial_pc, jetson, raspberry, wrong
 
@@ -209,11 +213,47 @@ def test_a_full_disk_is_really_full(tmp_path: Path) -> None:
             while True:
                 file.write(b"\0" * 65536)
         config = Config(camera=[SimulatedCamera(id="a")], paths=Paths(state=str(folder)))
-        found = codes(disk.check(Context(disk.System(), config)))
+        found = codes(disk.check(Context(System(), config)))
     assert found["full"].severity == "error" and str(folder) in found["full"].text
     assert set(found["full"].data["largest_bytes"]) == {"fill", "rest"}
     assert found["volatile"].data["kind"] == "tmpfs"
     assert found["cannot_write"].severity == "error" and "No space" in found["cannot_write"].text
+
+
+@contextmanager
+def ext4(folder: Path) -> Iterator[str]:
+    """A real ext4 in a file, mounted at the folder; the name of its device."""
+    image = folder.with_suffix(".img")
+    folder.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 24_000_000)
+    for command in (["mkfs.ext4", "-q", "-F", image], ["mount", "-o", "loop,errors=remount-ro", image, folder]):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        except OSError as error:
+            pytest.skip(f"{command[0]}: {error}")
+        if done.returncode != 0:
+            pytest.skip(f"an ext4 cannot be mounted here: {done.stderr.strip()}")
+    try:
+        mount = mount_of(System(), folder)
+        assert mount is not None and mount.point == str(folder)
+        yield partition_of(System(), mount)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
+
+
+def test_a_real_file_system_that_met_an_error(tmp_path: Path) -> None:
+    with ext4(tmp_path / "state") as device:
+        config = Config(camera=[SimulatedCamera(id="a")], paths=Paths(state=str(tmp_path / "state")))
+        before = codes(disk.check(Context(System(), config)))
+        trigger = Path(f"/sys/fs/ext4/{device}/trigger_fs_error")
+        if not trigger.exists():
+            pytest.skip("this kernel cannot be asked for an ext4 error")
+        trigger.write_text("doctor")
+        after = codes(disk.check(Context(System(), config)))
+    assert not {"file_system_errors", "read_only", "cannot_write"} & set(before) and "no_errors" in before
+    assert after["file_system_errors"].data["count"] == 1
+    assert after["read_only"].severity == after["cannot_write"].severity == "error"
 
 
 # --- memory ---
