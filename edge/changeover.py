@@ -367,15 +367,27 @@ class Changeover:
             if why := probation.wrong(self._station.drifted() - self._moved_before):
                 yield from self._return(before, why, usual)
                 return
-            if probation.passed(self._clock.mono_ns()):
-                yield from self._errand("commit", lambda: slots.commit(self._state))
-                self._station.over("bundle")
-                log.info("%s stays", slot.name)
+            if probation.passed(self._clock.mono_ns()) and (yield from self._commit(slot)):
                 return
+
+    def _commit(self, slot: Path) -> Steps[bool]:
+        """Have it stay; False when the disk does not take that, which is tried again."""
+        try:
+            yield from self._errand("commit", lambda: slots.commit(self._state))
+        except EdgeError as error:
+            self._station.alarm("bundle", "warning", str(error), "Free space on the state disk or replace it.")
+            return False
+        self._station.over("bundle")
+        log.info("%s stays", slot.name)
+        return True
 
     def _return(self, before: Incumbent | None, why: Return, usual: Usual) -> Steps[None]:
         left = self.slot
-        slot = yield from self._errand("return", lambda: slots.go_back(self._state, why.code, why.text))
+        try:
+            slot = yield from self._errand("return", lambda: slots.go_back(self._state, why.code, why.text))
+        except EdgeError as error:
+            self._tell_given_up(f"{left.name} cannot be returned ({error}), and it should be: {why.text}")
+            return
         self._tries, self._usual = False, usual
         if before is None:
             before = yield from self._open(slot)

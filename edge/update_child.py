@@ -134,3 +134,5 @@ class Updates:
             child.wait(STOP_S)
         except subprocess.TimeoutExpired:
             child.kill()
+            child.wait(STOP_S)
+        self._note_end(child, child.returncode)
