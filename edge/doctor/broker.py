@@ -320,7 +320,8 @@ class _Visit:
             "no_rights",
             f"the broker lets {settings.username or 'this box'} in, but what it says on {topic} does not come back: "
             "results are acknowledged and thrown away",
-            f"in the broker's access list (mosquitto: acl_file) give it `topic readwrite {base}/#`",
+            f"in the broker's access list (mosquitto: acl_file) give it `topic readwrite {base}/#`; a list that goes "
+            f"by client names has to know {self._name} for this test",
             topic=topic,
         )
 

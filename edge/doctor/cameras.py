@@ -204,7 +204,7 @@ def _name(system: System, camera: str, address: str) -> Iterator[Finding]:
     if not re.fullmatch(r"/dev/video\d+", address):
         return
     stable = stable_name(system, address)
-    fix = f'set address = "{stable}"' if stable else "an udev rule by the port it is plugged in can give it a name"
+    fix = f'write "{stable}"' if stable else "an udev rule by the port it is plugged in can give it a name"
     yield _note.warning(
         "name_not_stable",
         f"{camera}: {address} may be another camera after a restart or a re-plug",

@@ -23,6 +23,7 @@ NTP_FIX: Final = (
 )
 # Programs that set the clock, as /proc/<pid>/comm has them (15 characters at most).
 KEEPERS: Final = ("systemd-timesyn", "chronyd", "ntpd", "ntpsec", "openntpd", "ptp4l", "phc2sys")
+SHORTENED: Final = {"systemd-timesyn": "systemd-timesyncd"}
 RTC_APART_S: Final = 60.0  # a hardware clock further off starts the box with a wrong time
 FUTURE_S: Final = 120.0  # state files newer than now: the clock went back
 RTC_CELL_UV: Final = 1_000_000  # the Pi 5's socket shows less without a cell
@@ -160,7 +161,7 @@ def _stamps(system: System, state: Path) -> Iterator[tuple[float, str]]:
 def running(system: System, programs: tuple[str, ...]) -> list[str]:
     """Which of these programs run, by the names that the kernel gives their processes."""
     comms = {system.text(f"/proc/{pid}/comm") for pid in system.names("/proc") if pid.isdecimal()}
-    return [name for name in programs if name in comms]
+    return [SHORTENED.get(name, name) for name in programs if name in comms]
 
 
 def _moment(ts: float) -> str:

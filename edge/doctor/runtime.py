@@ -177,7 +177,7 @@ def dot_findings(cores: list[Core], has_paddle_lite: bool, machine: str) -> Iter
     what = f"{', '.join(lacking)} has" if lacking else "not every core tells its part number; the processor has"
     text = f"{what} INT8 dot products, but Paddle Lite does not know this core and leaves its kernels for them out"
     fix = (
-        "nothing is wrong with the verdicts, INT8 is about half as fast as it could be. Installing a bundle measures "
+        "nothing is wrong with the verdicts, INT8 takes up to twice as long as it could. Installing a bundle measures "
         'and takes what is fastest; ONNX Runtime (runtime.prefer = "onnxruntime") finds these instructions by itself; '
         "or build Paddle Lite with the part number added to lite/core/device_info.cc"
     )

@@ -60,7 +60,7 @@ def check(context: Context) -> Iterator[Finding]:
 def _root(context: Context, settings: Update) -> Iterator[Finding]:
     path, system = settings.root, context.system
     if not system.exists(path):
-        say = _note.info if context.config is None else _note.warning
+        say = _note.warning if settings.url is not None else _note.info
         yield say("no_root", f"there is no root of trust at {path}: signed bundles cannot be taken", ROOT_FIX)
         return
     try:
