@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import subprocess
 import threading
 import time
@@ -76,6 +77,22 @@ def test_a_broker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch) -> N
             assert wrong(look(port=running.port)) == ["error:no_answer"]
         finally:
             running.thaw()
+
+
+def test_a_host_that_swallows_everything(monkeypatch) -> None:
+    """As behind a firewall that drops: nobody takes the connection, nobody refuses it."""
+    monkeypatch.setattr(broker, "STEP_S", 0.5)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        found = codes(look(port=full.getsockname()[1]))["unreachable"]
+        for each in waiting:
+            each.close()
+    assert "did not answer within 0.5 s" in found.text and "firewall" in found.fix
 
 
 def test_something_that_is_no_broker(monkeypatch) -> None:
