@@ -36,6 +36,7 @@ from edge.recorder import Recorder
 from edge.recording import pack, segments_in, unpack
 from edge.records import Frame, Loss
 from edge.serving import open_product
+from tests.bundle.tiny_bundle import install
 from tests.fakes import FakeClock
 from tests.flow.rig import PCB
 from tests.parts import look
@@ -565,12 +566,11 @@ def test_export_by_the_command_line(station, capsys, tmp_path):
 
 
 def test_the_installed_bundle_of_that_digest_is_taken(recorded, packed, tmp_path):
-    from edge.bundle import slots
     from edge.incident_replay import _installed
 
     with closing(IncidentReader(packed)) as reader:
         digest = reader.session(1).bundle_digest
-    slots.install(PCB, tmp_path)
-    slots.install(PCB.parent / "ballscrew", tmp_path)
+    install(PCB, tmp_path)
+    install(PCB.parent / "ballscrew", tmp_path)
     assert _installed(tmp_path, digest).resolve().name.startswith("pcb-")
     assert _installed(tmp_path, "0" * 64).resolve().name.startswith("ballscrew-")

@@ -64,25 +64,6 @@ MOST_STARTS: Final = 3  # of the daemon with a bundle on trial; at the next one 
 
 
 @dataclass(frozen=True)
-class Installed:
-    """What `install` has done.
-
-    Attributes:
-        path: the slot that is active now.
-        previous: the slot that was active before; None when there was none or it is the same.
-        copied: False when this very bundle lay in its slot already.
-    """
-
-    path: Path
-    manifest: Manifest
-    previous: Path | None
-    copied: bool
-
-    def __str__(self) -> str:
-        return f"{self.manifest.product} {self.manifest.version} in {self.path}"
-
-
-@dataclass(frozen=True)
 class Start:
     """What a daemon that starts should serve.
 
@@ -97,27 +78,6 @@ class Start:
     trial: Trial | None
     returned: bool = False
     problem: str = ""
-
-
-def install(source: Path, state: Path) -> Installed:
-    """Check a bundle, copy it into a slot of its own, and make that the active one, without any trial.
-
-    The slot that was active stays as the previous one; older slots are removed.
-
-    Raises:
-        BundleError: the bundle is incomplete or altered, the disk is full, the state folder cannot be written, or
-            another install is running. The active slot is then the same as before.
-    """
-    before = _slots(state / "bundles")
-    slot = put(source, state)
-    with _changing(state, f"the bundle {source} cannot be installed") as bundles:
-        _settle(bundles)
-        old = _target(bundles / ACTIVE)
-        if old != slot:
-            _note_origin(bundles, slot, Told(at=time.time()))
-            _mark(bundles, Trial(slot=slot.name, before=_name_if_whole(old), held=None, stage="committed"))
-        _remove_old(bundles)
-    return Installed(slot, manifests.read(slot), old if old != slot else None, copied=slot not in before)
 
 
 def put(source: Path, state: Path) -> Path:

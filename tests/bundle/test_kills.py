@@ -26,7 +26,7 @@ from edge.config import Runtime
 from edge.errors import BundleError
 from edge.serving import open_product
 from tests.bundle.killing import CHANGING, NAMING, killed_at, places
-from tests.bundle.tiny_bundle import make_bundle
+from tests.bundle.tiny_bundle import install, make_bundle
 
 PCB = Path(__file__).parents[2] / "models/pcb"
 Step = Callable[[], object]
@@ -46,8 +46,8 @@ def put_and_stage(state: Path, source: Path, *, signed: bool = True) -> None:
 
 
 def two_installed(state: Path, made: Path) -> None:
-    slots.install(made / "1", state)
-    slots.install(made / "2", state)
+    install(made / "1", state)
+    install(made / "2", state)
 
 
 def one_in_shadow(state: Path, made: Path) -> None:
@@ -105,7 +105,6 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "rollback": Scenario(two_installed, lambda s, _: [lambda: slots.rollback(s)] * 2, 120),
     "rollback while on trial": Scenario(one_on_trial, lambda s, _: [lambda: slots.rollback(s)], 60),
-    "installed without a trial": Scenario(two_installed, lambda s, m: [lambda: slots.install(m / "3", s)], 300),
 }
 
 
@@ -245,7 +244,7 @@ def test_a_bundle_with_models_opens_after_a_kill(folder: Path) -> None:
     said = msgspec.json.decode((newer / "manifest.json").read_bytes())
     said["version"] += 1
     (newer / "manifest.json").write_bytes(msgspec.json.encode(said))
-    slots.install(PCB, start)
+    install(PCB, start)
 
     def steps(state: Path) -> list[Step]:
         return [

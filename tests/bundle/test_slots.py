@@ -16,7 +16,7 @@ from edge.bundle import manifest as manifests
 from edge.bundle import slots
 from edge.bundle.manifest import MANIFEST
 from edge.errors import BundleError
-from tests.bundle.tiny_bundle import make_bundle
+from tests.bundle.tiny_bundle import install, make_bundle
 
 
 @pytest.fixture
@@ -44,44 +44,39 @@ def names(state: Path) -> list[str]:
 
 
 def test_the_first_install(first: Path, state: Path) -> None:
-    done = slots.install(first, state)
-    assert done.copied and done.previous is None
-    assert done.path == slots.active(state)
-    assert str(done) == f"pcb 1 in {done.path}"
+    slot = install(first, state)
+    assert slot == slots.active(state) and slots.previous(state) is None
     shutil.rmtree(first)
     assert active_version(state) == 1, "the slot stands on its own"
-    assert not any(path.is_symlink() for path in done.path.rglob("*"))
+    assert not any(path.is_symlink() for path in slot.rglob("*"))
 
 
 def test_the_second_install_keeps_the_first_as_previous_and_a_third_drops_it(
     first: Path, second: Path, state: Path, tmp_path: Path
 ) -> None:
-    one = slots.install(first, state).path
-    two = slots.install(second, state)
-    assert two.previous == one
-    three = slots.install(make_bundle(tmp_path / "third", 3), state).path
-    assert names(state) == sorted(["active", "previous", two.path.name, three.name])
-    assert slots.rollback(state) == two.path
+    one, two = install(first, state), install(second, state)
+    assert slots.previous(state) == one
+    three = install(make_bundle(tmp_path / "third", 3), state)
+    assert names(state) == sorted(["active", "previous", two.name, three.name])
+    assert slots.rollback(state) == two
     assert active_version(state) == 2
     assert slots.rollback(state) == three, "and back again"
 
 
 def test_installing_the_same_bundle_again_changes_nothing(first: Path, second: Path, state: Path) -> None:
-    slots.install(first, state)
-    slots.install(second, state)
-    before = names(state)
-    again = slots.install(second, state)
-    assert not again.copied and again.previous is None
+    install(first, state)
+    slot = install(second, state)
+    before, made = names(state), slot.stat().st_mtime_ns
+    assert install(second, state) == slot and slot.stat().st_mtime_ns == made
     assert names(state) == before
     assert slots.rollback(state).name.startswith("pcb-1-"), "what was previous still is"
 
 
 def test_a_damaged_active_slot_is_replaced_by_installing_again(first: Path, state: Path) -> None:
-    damaged = slots.install(first, state).path
+    damaged = install(first, state)
     (damaged / "CARD.md").write_text("x")
-    again = slots.install(first, state)
-    assert again.copied
-    assert again.path.name == damaged.name + ".1", "a slot is never changed in place"
+    again = install(first, state)
+    assert again.name == damaged.name + ".1", "a slot is never changed in place"
     assert not damaged.exists(), "a damaged slot is nothing to go back to"
     assert active_version(state) == 1
 
@@ -91,7 +86,7 @@ def test_what_an_interrupted_install_left_is_removed(first: Path, state: Path) -
     (bundles / "pcb-9-00000000.partial/x86").mkdir(parents=True)
     (bundles / "active.partial").symlink_to("nowhere")
     (bundles / "notes").mkdir()
-    slots.install(first, state)
+    install(first, state)
     assert [n for n in names(state) if n.endswith(".partial")] == []
     assert "notes" in names(state), "what is not ours stays"
 
@@ -106,10 +101,10 @@ def test_what_an_interrupted_install_left_is_removed(first: Path, state: Path) -
 def test_a_bad_bundle_is_not_installed(
     damage: Callable[[Path], object], expected: str, why: str, first: Path, second: Path, state: Path
 ) -> None:
-    slots.install(first, state)
+    install(first, state)
     damage(second)
     with pytest.raises(BundleError, match=expected):
-        slots.install(second, state)
+        install(second, state)
     assert active_version(state) == 1, why
 
 
@@ -125,7 +120,7 @@ def test_a_bundle_that_changes_while_it_is_copied_is_not_installed(
 
     monkeypatch.setattr(shutil, "copyfile", change_then_copy)
     with pytest.raises(BundleError, match=r"CARD\.md: altered"):
-        slots.install(first, state)
+        install(first, state)
     assert names(state) == [], "nothing is left of it"
 
 
@@ -137,36 +132,36 @@ def test_nothing_installed(state: Path) -> None:
 
 
 def test_nothing_to_roll_back_to(first: Path, state: Path) -> None:
-    slots.install(first, state)
+    install(first, state)
     with pytest.raises(BundleError, match="no previous bundle"):
         slots.rollback(state)
 
 
 def test_an_active_link_that_leads_nowhere(first: Path, state: Path) -> None:
-    shutil.rmtree(slots.install(first, state).path)
+    shutil.rmtree(install(first, state))
     with pytest.raises(BundleError, match="is missing: run `edge bundle install DIR` again"):
         slots.active(state)
 
 
 def test_a_damaged_previous_slot_is_not_rolled_back_to(first: Path, second: Path, state: Path) -> None:
-    (slots.install(first, state).path / "CARD.md").write_text("x")
+    (install(first, state) / "CARD.md").write_text("x")
     (state / "bundles/previous").symlink_to(os.readlink(state / "bundles/active"))
-    make = slots.install(second, state)
+    make = install(second, state)
     (state / "bundles/previous").unlink(missing_ok=True)
     (state / "bundles/pcb-1-00000000").mkdir()
     (state / "bundles/previous").symlink_to("pcb-1-00000000")
     with pytest.raises(BundleError, match="not a bundle"):
         slots.rollback(state)
-    assert slots.active(state) == make.path
+    assert slots.active(state) == make
 
 
 def test_two_installs_at_once(first: Path, second: Path, state: Path) -> None:
-    slots.install(first, state)
+    install(first, state)
     with (state / "bundles/.lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BundleError, match="another install is at work"):
-            slots.install(second, state)
-    assert slots.install(second, state).copied, "the lock goes with its holder"
+            install(second, state)
+    assert install(second, state) == slots.active(state), "the lock goes with its holder"
 
 
 def test_every_file_and_folder_is_on_the_disk_before_the_slot_has_its_name(
@@ -185,7 +180,7 @@ def test_every_file_and_folder_is_on_the_disk_before_the_slot_has_its_name(
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "rename", note_rename)
-    slot = slots.install(first, state).path
+    slot = install(first, state)
     partial = slot.with_name(slot.name + ".partial")
     named, switched = events.index(f"rename {slot.name}"), events.index("rename active")
     wanted = {str(partial / path.relative_to(slot)) for path in [slot, *slot.rglob("*")]}
@@ -209,9 +204,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_found_before_copying(first: Path, tmp_path: Path, small_disk: Path) -> None:
-    slots.install(first, small_disk)
+    install(first, small_disk)
     with pytest.raises(BundleError, match=r"needs 1\.0 MB and .* MB free: free some space"):
-        slots.install(make_bundle(tmp_path / "big", 2, 1_000_000), small_disk)
+        install(make_bundle(tmp_path / "big", 2, 1_000_000), small_disk)
     assert active_version(small_disk) == 1
 
 
@@ -222,7 +217,7 @@ def test_a_full_disk_is_found_before_copying(first: Path, tmp_path: Path, small_
 def test_an_error_while_copying_leaves_nothing_behind(
     number: int, expected: str, first: Path, second: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slots.install(first, state)
+    install(first, state)
     before = names(state)
 
     def fail(source: Path, target: Path, **_: object) -> None:
@@ -230,7 +225,7 @@ def test_an_error_while_copying_leaves_nothing_behind(
 
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(BundleError, match=expected):
-        slots.install(second, state)
+        install(second, state)
     assert names(state) == before
     assert active_version(state) == 1
 
@@ -245,7 +240,7 @@ def test_without_permission_it_says_who_should_run_it(first: Path, tmp_path: Pat
     os.seteuid(65534)
     try:
         with pytest.raises(BundleError, match=r"Permission denied.*run it as root or as the daemon's user"):
-            slots.install(first, state)
+            install(first, state)
     finally:
         os.seteuid(0)
 
@@ -254,11 +249,11 @@ def test_without_permission_it_says_who_should_run_it(first: Path, tmp_path: Pat
 def test_what_root_installs_belongs_to_the_owner_of_the_state_folder(first: Path, state: Path) -> None:
     state.mkdir()
     os.chown(state, 65534, 65534)
-    slots.install(first, state)
+    install(first, state)
     assert {path.lstat().st_uid for path in (state / "bundles").rglob("*")} == {65534}
 
 
 def test_a_state_folder_that_is_a_file(first: Path, state: Path) -> None:
     state.write_text("x")
     with pytest.raises(BundleError, match="cannot be installed"):
-        slots.install(first, state)
+        install(first, state)

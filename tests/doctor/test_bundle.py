@@ -17,7 +17,7 @@ from edge.doctor import bundle
 from edge.doctor.context import Context
 from edge.doctor.system import System
 from edge.event import StageTimes
-from tests.bundle.tiny_bundle import make_bundle
+from tests.bundle.tiny_bundle import install, make_bundle
 from tests.doctor.boxes import codes, raspberry, wrong
 from tests.flow.rig import PCB
 
@@ -46,7 +46,7 @@ def prove(slot: Path, **changes) -> None:
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """The bundle as shipped, installed and proved."""
-    slots.install(PCB, tmp_path)
+    install(PCB, tmp_path)
     prove(slots.active(tmp_path))
     return tmp_path
 
@@ -78,7 +78,7 @@ def test_a_user_who_may_not_look(tmp_path: Path) -> None:
 
 
 def test_a_bundle_for_another_device(tmp_path: Path) -> None:
-    slots.install(make_bundle(tmp_path / "source", 3), tmp_path / "state")
+    install(make_bundle(tmp_path / "source", 3), tmp_path / "state")
     found = codes(look(tmp_path / "state"))
     assert found["does_not_fit"].severity == "error"
     assert found["no_passport"].severity == "warning"
@@ -123,9 +123,9 @@ def test_a_trial_that_lasts_too_long(state: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_previous_bundle_is_a_warning(state: Path, tmp_path: Path) -> None:
-    slots.install(PCB, tmp_path / "other")
+    install(PCB, tmp_path / "other")
     second = make_bundle(tmp_path / "second", 2)
-    slots.install(second, state)
+    install(second, state)
     (slots.active(state).parent / slots.previous(state).name / "CARD.md").write_text("x")
     assert "warning:previous_damaged" in wrong(look(state))
 

@@ -17,6 +17,7 @@ from typing import Any
 from edge.bundle import manifest as manifests
 from edge.bundle import slots
 from tests.brokers import Broker, wait_until
+from tests.bundle.tiny_bundle import install
 from tests.flow.plc_rig import Plc, Station, make_daemon
 from tests.flow.rig import PCB, Client
 from tests.flow.soak_plc import tell
@@ -39,7 +40,7 @@ def main() -> int:
         text = daemon.config.read_text().replace(f'bundle = "{options.bundle}"\n', "")
         daemon.config.write_text(text)
         first = manifests.read_unverified(options.bundle).version
-        slots.install(successor(options.bundle, folder / "first", first, more=CALM), daemon.state)
+        install(successor(options.bundle, folder / "first", first, more=CALM), daemon.state)
         plc = Plc(folder, station)
         plc.start(rate=options.rate, seconds=options.minutes * 60)
         daemon.start()
