@@ -145,12 +145,10 @@ def _unreachable(camera: str, host: str, port: int, error: OSError) -> Finding:
             "check the port in the address and that streaming is switched on in the camera",
             **told,
         )
-    reason = "does not answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+    reason = " does not answer" if isinstance(error, TimeoutError) else f": {error.strerror or error}"
     return _note.error(
         "stream_unreachable",
-        f"{camera}: {host}:{port} {reason}"
-        if isinstance(error, TimeoutError)
-        else f"{camera}: {host}:{port}: {reason}",
+        f"{camera}: {host}:{port}{reason}",
         f"is the camera powered (PoE lamp at the switch), is the cable in? `ping {host}`; `ip -br addr` shows whether "
         "this box has an address in the camera's network",
         **told,
@@ -258,14 +256,8 @@ def offer_finding(camera: OpenCvCamera, offer: v4l2.Offer) -> Finding:
             "take the name that ends in -video-index0",
             **told,
         )
-    wanted = " ".join(
-        part
-        for part in (
-            camera.fourcc,
-            f"{camera.width or 'any'}x{camera.height or 'any'}" if camera.width or camera.height else None,
-        )
-        if part
-    )
+    size = f"{camera.width or 'any'}x{camera.height or 'any'}" if camera.width or camera.height else ""
+    wanted = f"{camera.fourcc or ''} {size}".strip()
     if offer.has(camera.fourcc, camera.width, camera.height):
         return _note.ok("format", f"{camera.id}: {offer.card} offers {wanted or ', '.join(offer.formats)}", **told)
     return _note.warning(

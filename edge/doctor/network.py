@@ -20,21 +20,8 @@ GIGABIT: Final = 1000  # Mbit/s
 GIGE: Final = re.compile(r"\b(aravissrc|arv-\S+|pylonsrc|tcambin|tcamsrc|vimbasrc|spinnakersrc|udpsrc|mvimpact\S*)\b")
 STREAM: Final = re.compile(r"(rtsp|rtsps|rtp|udp|http|https|rtmp)://", re.IGNORECASE)
 VIRTUAL: Final = (
-    "lo",
-    "docker",
-    "veth",
-    "br-",
-    "virbr",
-    "l4tbr",
-    "usb",
-    "rndis",
-    "tun",
-    "tap",
-    "wg",
-    "dummy",
-    "can",
-    "ifb",
-)
+    "lo", "docker", "veth", "br-", "virbr", "l4tbr", "usb", "rndis", "tun", "tap", "wg", "dummy", "can", "ifb",
+)  # fmt: skip
 BUFFER_FIX: Final = (
     f"`printf 'net.core.rmem_max={GIGE_RMEM}\\nnet.core.rmem_default={GIGE_RMEM}\\n' | "
     "sudo tee /etc/sysctl.d/60-edge-gige.conf && sudo sysctl --system`"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +10,8 @@ from typing import Final
 
 from edge.bundle import outcome as outcomes
 from edge.bundle import root_file
+from edge.bundle.mirror import MirrorError, mirror
+from edge.bundle.pace import Limits
 from edge.bundle.refusal import parse
 from edge.bundle.root_file import RootFile
 from edge.config import Update
@@ -21,10 +20,13 @@ from edge.doctor.context import Context
 from edge.doctor.finding import Finding, Reporter
 from edge.errors import TrustError
 from edge.event import UpdateOutcome
+from edge.settings import mask_text
 
 SUBJECT: Final = "update"
 ACCEPTED_ROOT: Final = "trust/metadata/root.json"
-ANSWER_S: Final = 8.0
+LIMITS: Final = Limits(connect_s=6.0, silence_s=8.0, idle_tries=1)
+TIMESTAMP: Final = "metadata/timestamp.json"
+URL_FIX: Final = "check update.url: it is the folder that holds metadata/ and targets/"
 SOON_DAYS: Final = 60.0  # a root has to be renewed by people who meet for it
 LARGEST_BYTES: Final = 1 << 20
 ROOT_FIX: Final = "take the root.json of your repository's keepers: `sudo edge bundle trust ROOT.json`"
@@ -122,50 +124,21 @@ def root_dates(root: RootFile, now: float) -> Finding:
 
 
 def _repository(settings: Update, now: float) -> Iterator[Finding]:
-    assert settings.url is not None
-    address = f"{settings.url.rstrip('/')}/metadata/timestamp.json"
+    """Asked as the update asks, with its proxies, passwords and authorities."""
+    url = settings.url or ""
     try:
-        tls = ssl.create_default_context(cafile=settings.ca_file)
-    except OSError as error:  # ssl.SSLError too
-        yield _note.error(
-            "ca_file",
-            f"update.ca_file {settings.ca_file} cannot be used: {error.strerror or error}",
-            "it must be a PEM file of the authority that signed the server's certificate",
-        )
+        data = mirror(url, ca_file=settings.ca_file, limits=LIMITS).download_bytes(TIMESTAMP, LARGEST_BYTES)
+    except (MirrorError, TrustError) as error:
+        what, _, fix = str(error).partition("; ")
+        other = "a USB stick with the same repository does as well"
+        yield _note.error("unreachable", what, f"{fix or 'check update.url'}; {other}")
         return
-    try:
-        with urllib.request.urlopen(address, timeout=ANSWER_S, context=tls) as answer:
-            data = answer.read(LARGEST_BYTES)
-    except (OSError, ValueError) as error:
-        yield unreachable_finding(settings.url, error)
+    except Exception as error:  # of the update library, which only `edge.bundle` knows by name
+        if getattr(error, "status_code", None) != 404:
+            raise
+        yield _note.error("no_repository", f"{mask_text(url)} has no {TIMESTAMP}", URL_FIX)
         return
-    yield repository_finding(settings.url, data, now)
-
-
-def unreachable_finding(url: str, error: Exception) -> Finding:
-    """Why the repository cannot be read."""
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(error, urllib.error.HTTPError):
-        fix = (
-            "check update.url: it is the folder that holds metadata/ and targets/"
-            if error.code == 404
-            else "see the web server's log"
-        )
-        return _note.error("no_repository", f"{url} answers {error.code} {error.reason}", fix, status=error.code)
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return _note.error(
-            "certificate",
-            f"the certificate of {url} is not trusted: {reason.verify_message}",
-            "set update.ca_file to its authority; check the name in update.url, and this box's clock",
-        )
-    said = (
-        "it does not answer" if isinstance(reason, TimeoutError) else getattr(reason, "strerror", None) or str(reason)
-    )
-    return _note.error(
-        "unreachable",
-        f"{url} cannot be reached: {said}",
-        "check the network, DNS and update.url; a USB stick with the same repository does as well",
-    )
+    yield repository_finding(mask_text(url), data, now)
 
 
 def repository_finding(url: str, data: bytes, now: float) -> Finding:
@@ -175,7 +148,7 @@ def repository_finding(url: str, data: bytes, now: float) -> Finding:
         return _note.error(
             "no_repository",
             f"{url} answers, but not with a repository",
-            "check update.url: it is the folder that holds metadata/ and targets/",
+            URL_FIX,
         )
     ends = found.signed.expires.replace(tzinfo=timezone.utc).timestamp()
     if ends < now:
