@@ -37,7 +37,7 @@ from tests.bundle.lab import (
     trickle_header,
 )
 
-LIMITS = Limits(connect_s=2.0, silence_s=0.25, least_kb_s=1.0, window_s=0.15, idle_tries=2)
+IMPATIENT = Limits(connect_s=0.3, silence_s=0.6, least_kb_s=1.0, window_s=0.3, idle_tries=2)
 PRODUCT = "pcb"
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # what is proved here does not hang on the disk
 ROLES = ("root", "timestamp", "snapshot", "targets", "product-pcb")
@@ -538,13 +538,14 @@ def attempt(attack: Attack, scene: Scene, web: Web | None) -> tuple[str, str, st
 
 def _try(scene: Scene, web: Web | None) -> tuple[str, str]:
     source: Mirror
+    limits = IMPATIENT if scene.slow else None
     if web is None:
-        stick = SlowStick(str(scene.at), limits=LIMITS)
+        stick = SlowStick(str(scene.at), limits=limits)
         stick.slow = scene.slow
         source = stick
     else:
         web.show(scene.at, scene.behaviours)
-        source = mirror(web.address, limits=LIMITS)
+        source = mirror(web.address, limits=limits)
     try:
         return "accepted", str(take(scene, source, scene.work / "downloads"))
     except TrustError as error:
