@@ -1,6 +1,7 @@
 """The `edge` command. What is wrong is one message on stderr, never a traceback.
 
-Exit codes: 0 done, 1 nothing could be judged, 2 what was asked for cannot be done, 70 a fault of the program."""
+Exit codes: 0 done, 1 nothing could be judged, 2 what was asked for cannot be done, 70 a fault of the program;
+`edge doctor`: 0 nothing is wrong, 1 warnings, 2 errors."""
 
 from __future__ import annotations
 
