@@ -43,6 +43,7 @@ from tools.errors import ToolError
 TOP = ("root", "targets", "snapshot", "timestamp")
 # Days that a signature is good for. The online ones are what a stick in a drawer lives on.
 DAYS = {"root": 730, "targets": 365, "product": 365, "snapshot": 90, "timestamp": 90}
+CLOCK_TOLERANCE_S = 300.0
 Signers = Mapping[str, Sequence[CryptoSigner]]
 _VERSIONED = re.compile(r"(\d+)\.(.+)\.json")
 
@@ -241,12 +242,27 @@ def open_repository(folder: Path, now: float | None = None) -> Repository:
     roots = _roots(repository)
     repository.signed["root"] = roots[0]
     timestamp = _load(repository, "timestamp", 0, Timestamp, roots)
+    _check_clock(repository, timestamp)
     snapshot = _load(repository, "snapshot", timestamp.snapshot_meta.version, Snapshot, roots)
     _load(repository, "targets", snapshot.meta["targets.json"].version, Targets, roots)
     for product in repository.products:
         role = f"{PRODUCT_ROLE}{product}"
         _load(repository, role, snapshot.meta[f"{role}.json"].version, Targets, [repository.targets])
     return repository
+
+
+def _check_clock(repository: Repository, timestamp: Timestamp) -> None:
+    """What is signed by a clock that is behind would have expired before its time."""
+    last = float(timestamp.unrecognized_fields.get(SIGNED_AT, 0))
+    if repository.now < last - CLOCK_TOLERANCE_S:
+        here, there = (
+            datetime.fromtimestamp(t, timezone.utc).strftime("%Y-%m-%d %H:%M") for t in (repository.now, last)
+        )
+        text = f"this machine's clock says {here} UTC, and the last signature in {repository.folder} is of {there} UTC"
+        raise ToolError(
+            f"{text}: set the clock; if that signature was made by a clock that was ahead, exchange the online "
+            "key with `publish root --new-online`, which makes devices forget its date"
+        )
 
 
 def _roots(repository: Repository) -> list[Root]:

@@ -102,6 +102,9 @@ class Trust:
         state: the daemon's state folder.
         now: the system's clock, seconds since 1970.
         development: a root that was made for development is believed, too.
+
+    Attributes:
+        clock_behind_s: how far `now` was before what is past for certain, at the last refresh; 0.0: it may be right.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Trust:
         self._floor = Floor()
         self._reference = datetime.fromtimestamp(not_before_ts(), timezone.utc)
         self._reference_from = ""
+        self.clock_behind_s = 0.0
         self._client: _Client | None = None
         self._durable: dict[Path, tuple[int, ...]] = {}  # what of the client's folder the disk holds
 
@@ -300,13 +304,15 @@ class Trust:
             raise rolled_back(f"the root of the repository {self._mirror.address}", detail)
         mark = self._floor.timestamp
         known = self._floor.time if mark and mark.counts(root.roles[Timestamp.type]) else 0.0
+        now = self._now()
         sources = [
-            (self._now(), "this box's clock"),
+            (now, "this box's clock"),
             (not_before_ts(), "the build of this release, which the box's clock is before"),
             (known, "what was accepted last, which the box's clock is before"),
         ]
         reference, self._reference_from = max(sources, key=lambda source: source[0])
         self._reference = datetime.fromtimestamp(reference, timezone.utc)
+        self.clock_behind_s = reference - now
         return self._reference
 
     def _accept(self) -> None:

@@ -124,6 +124,11 @@ def test_what_was_accepted_last_says_how_late_it_is_at_least(lab: Lab, state: Pa
     lab.new_root(days=20)
     take(lab, state, now=lambda: 0.0)
     assert time_floor(state) == NOW
+    clock = iter((NOW - 3600, NOW + 5))
+    trust = Trust(lab.root_file, state, mirror(str(lab.folder)), now=lambda: next(clock))
+    for behind_s in (3600.0, 0.0):
+        trust.refresh()
+        assert trust.clock_behind_s == behind_s
     lab.now = NOW + 25 * DAY_S
     lab.publish("targets", "product-pcb", "product-ballscrew")
     assert refused(lab, state, now=lambda: NOW + 25 * DAY_S).code == "expired", "the root has expired by the clock"

@@ -334,6 +334,12 @@ def test_nothing_is_built_on_what_was_altered(publisher: Publisher) -> None:
     )
 
 
+def test_a_clock_that_is_behind_signs_nothing(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher.add(1)
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    assert "1970-01-01 00:16 UTC" in error_of(lambda: publisher.do("renew", keys=("online",)))
+
+
 def test_two_at_once_do_not_meet(publisher: Publisher) -> None:
     from tools.publish_repository import locked
 
