@@ -247,7 +247,7 @@ class WebMirror(Mirror):
 
 def _plain(error: Exception) -> str:
     """What the library says, without the names of its objects."""
-    return re.sub(r"<[^>]*>[:,]? ?|\w*Connection\w*\([^)]*\): ?", "", str(error)) or type(error).__name__
+    return re.sub(r"<[^>]*>[:,]? ?|\w+\(host=[^)]*\): ?", "", str(error)) or type(error).__name__
 
 
 def _tls(ca_file: str | None) -> ssl.SSLContext:
