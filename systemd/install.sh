@@ -212,7 +212,6 @@ make_release() {
     run mkdir -p "$root/opt/edge/releases"
     run rm -rf "$release"
     run "$python" -m venv ${pip_wheel:+--without-pip} "$release"
-    pip_install -r "$pins"
     install_project
     install_own_wheels
     make_movable
@@ -225,7 +224,7 @@ make_release() {
 install_project() {
     local copy built
     if [ -n "$wheel" ]; then
-        pip_install "$wheel"
+        pip_install -r "$pins" "$wheel" # in one go: pip itself takes long to start on a small device
         return 0
     fi
     # The time of the commit goes into what is built: no device can be before it.
@@ -233,7 +232,7 @@ install_project() {
     [ -z "$built" ] || export SOURCE_DATE_EPOCH=$built
     copy=$(mktemp -d) # building leaves files behind, which the checkout need not have
     cp -r "$here"/{setup.py,pyproject.toml,README.md,LICENSE,edge} "$copy"
-    pip_install -r "$here/requirements/build.txt"
+    pip_install -r "$pins" -r "$here/requirements/build.txt"
     pip_install --no-build-isolation "$copy"
     rm -rf "$copy"
 }
@@ -281,7 +280,7 @@ check_release() {
     begin "starting it once"
     as_edge "$release/bin/edge" --version || fail "the user edge cannot run $release/bin/edge: its Python may lie in a" \
         "home folder; install Python 3.10 or 3.11 for everybody and name it with --python"
-    as_edge "$release/bin/python" -c 'import edge.daemon, edge.predictor' ||
+    as_edge "$release/bin/python" -I -c 'import edge.daemon, edge.predictor' ||
         fail "$release does not load: see above what is missing, and whether the wheels are those of this machine"
     [ -e "$config" ] || return 0
     begin "reading $config with it"
@@ -358,7 +357,7 @@ write_config() {
     run mkdir -p "$root/etc/edge/trust"
     if [ ! -e "$config" ]; then
         begin "writing a sample config, $config"
-        run "$release/bin/python" -c 'import pathlib, sys, edge
+        run "$release/bin/python" -I -c 'import pathlib, sys, edge
 path = pathlib.Path(sys.argv[1] + ".new")
 path.touch(0o640)
 path.write_bytes((pathlib.Path(edge.__file__).parent / "sample.toml").read_bytes())

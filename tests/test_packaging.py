@@ -1,11 +1,14 @@
-"""What is built, installed and shipped around the code: wheel, pins, Makefile, scripts, the systemd unit."""
+"""What is built, installed and shipped around the code: wheel, pins, Makefile, scripts, the installer."""
 
 from __future__ import annotations
 
 import ast
+import ensurepip
+import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
@@ -21,6 +24,7 @@ SCRIPTS = [
     ".ci/run",
     *(f"requirements/{name}.sh" for name in ("find-python", "install", "lock", "wheelhouse")),
     "systemd/install.sh",
+    "systemd/edge-import",
 ]
 
 
@@ -70,6 +74,7 @@ def test_the_wheel_installs_the_command_and_asks_for_the_runtime_of_the_machine(
     assert (meta["Requires-Python"], meta["License"] or meta["License-Expression"]) == (">=3.10,<3.13", "Apache-2.0")
     wanted = [Requirement(text) for text in meta.get_all("Requires-Dist", [])]
     machines = [("x86_64", "3.10", "paddlelite"), ("aarch64", "3.10", "onnxruntime"), ("x86_64", "3.12", "onnxruntime")]
+    machines += [("aarch64", "3.11", "onnxruntime")]
     for machine, python, runtime in machines:
         environment = {"platform_machine": machine, "python_version": python, "platform_system": "Linux", "extra": ""}
         names = {r.name for r in wanted if r.marker is None or r.marker.evaluate(environment)}
@@ -112,6 +117,21 @@ def test_the_pins_satisfy_what_setup_asks_for(lock: str, extras: tuple[str, ...]
             assert name in have, f"{lock}.txt lacks {wanted}: run `make lock`"
             version = str(have[name].specifier).removeprefix("==")
             assert wanted.specifier.contains(version, prereleases=True), f"{lock}.txt: {have[name]}, wanted {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("machine", "python", "runtime", "why"),
+    [
+        ("x86_64", "3.10", "paddlelite", "it has a wheel there"),
+        ("x86_64", "3.11", "onnxruntime", "no wheel of Paddle Lite for this Python"),
+        ("aarch64", "3.10", "onnxruntime", "JetPack 6"),
+        ("aarch64", "3.11", "onnxruntime", "Raspberry Pi OS"),
+    ],
+)
+def test_the_device_pins_hold_one_runtime(machine: str, python: str, runtime: str, why: str) -> None:
+    target = {"platform_machine": machine, "python_version": python}
+    names = {name for name, pin in pins("device").items() if pin.marker is None or pin.marker.evaluate(target)}
+    assert names & {"paddlelite", "onnxruntime"} == {runtime}, why
 
 
 def test_opencv_is_there_once() -> None:
@@ -196,7 +216,7 @@ def test_a_python_that_was_asked_for_is_taken_or_refused(tmp_path: Path) -> None
     assert "PYTHON=python9 is not a Python 3.10" in done.stderr
 
 
-# --- Makefile, scripts, unit ---
+# --- Makefile, scripts ---
 
 
 def test_make_says_what_it_can_do() -> None:
@@ -213,18 +233,6 @@ def test_scripts_can_be_run_and_are_clean(script: str) -> None:
     assert os.access(path, os.X_OK), f"{script} is not executable"
     if shutil.which("shellcheck"):
         assert run("shellcheck", path).stdout == ""
-
-
-def test_the_unit_is_valid(tmp_path: Path) -> None:
-    unit = tmp_path / "edge.service"
-    text = (ROOT / "systemd/edge.service").read_text()
-    unit.write_text(text.replace("/opt/edge/current/bin/edge", "/bin/true"))  # it wants a program that exists
-    for line in ("Type=notify", "WatchdogSec=30", "Restart=on-failure", "StateDirectory=edge", "NoNewPrivileges=yes"):
-        assert f"\n{line}\n" in text
-    assert not re.search(r"^(MemoryDenyWriteExecute|ProcSubset)=", text, re.MULTILINE), "Paddle Lite would fail"
-    if shutil.which("systemd-analyze"):
-        done = run("systemd-analyze", "verify", "--man=no", unit)
-        assert (done.returncode, done.stderr) == (0, "")
 
 
 INSTALL = ROOT / "systemd/install.sh"
@@ -255,26 +263,247 @@ def test_the_installer_changes_nothing_in_a_dry_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_install_update_and_uninstall(tmp_path: Path) -> None:
-    done = run(INSTALL, "--root", tmp_path)
+# A wheelhouse as requirements/wheelhouse.sh makes it, with a program in it that is small: what the installer does with
+# releases, links, units and config can be seen in seconds, without a network.
+PROGRAM = """
+import sys
+def entry():
+    words = sys.argv[1:]
+    if words == ["--version"]:
+        print("edge {version}")
+    elif words[0] == "check-config" and "bad" in open(words[-1]).read():
+        sys.exit("edge: edge.toml: bad: unknown key")
+"""
+EDGE = "edge_inspection"
+
+
+def make_wheel(folder: Path, version: str, program: str = PROGRAM) -> None:
+    files = {
+        "edge/__init__.py": "",
+        "edge/cli.py": program.replace("{version}", version),
+        "edge/daemon.py": "",
+        "edge/predictor.py": "",
+        "edge/sample.toml": "# sample\n",
+        f"{EDGE}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: edge-inspection\nVersion: {version}\n",
+        f"{EDGE}-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{EDGE}-{version}.dist-info/entry_points.txt": "[console_scripts]\nedge = edge.cli:entry\n",
+    }
+    files[f"{EDGE}-{version}.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / f"{EDGE}-{version}-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+
+
+def make_wheelhouse(folder: Path, version: str, program: str = PROGRAM) -> Path:
+    make_wheel(folder / "wheels", version, program)
+    bundled = Path(ensurepip.__file__).parent / "_bundled"
+    shutil.copy(next(bundled.glob("pip-*.whl")), folder / "wheels")
+    shutil.copytree(ROOT / "systemd", folder / "systemd")
+    (folder / "requirements.txt").write_text("")
+    (folder / "TARGET").write_text(f"{os.uname().machine} {sys.version_info[0]}.{sys.version_info[1]}\n")
+    return seal(folder)
+
+
+def seal(folder: Path) -> Path:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in files]
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_wheelhouse(tmp_path_factory.mktemp("house") / "1.0", "1.0")
+
+
+@pytest.fixture(scope="module")
+def installed(house: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A device with release 1.0, for `device` to copy."""
+    folder = tmp_path_factory.mktemp("installed")
+    done = install(house, folder)
     assert done.returncode == 0, done.stderr
-    config = tmp_path / "etc/edge/edge.toml"
-    command = tmp_path / "opt/edge/current/bin/edge"
-    assert run(command, "check-config", "--config", config, cwd=tmp_path).returncode == 0
-    assert (tmp_path / "etc/systemd/system/edge.service").is_file()
-    release = (tmp_path / "opt/edge/current").resolve()
+    return folder
 
-    config.write_text(config.read_text() + "# ours\n")
-    (release / ".complete").unlink()  # as if the power had gone while it was installed
-    assert run(INSTALL, "--root", tmp_path).returncode == 0
-    assert (release / ".complete").exists()
-    assert config.read_text().endswith("# ours\n"), "an update leaves the config alone"
 
-    assert run(INSTALL, "--root", tmp_path, "--uninstall").returncode == 0
-    assert not (tmp_path / "opt/edge").exists() and config.exists()
-    assert run(INSTALL, "--root", tmp_path, "--uninstall", "--purge").returncode == 0
-    assert not config.exists()
+@pytest.fixture
+def device(installed: Path, tmp_path: Path) -> Path:
+    """Copied: an image is made at one place and runs at another."""
+    return Path(shutil.copytree(installed, tmp_path / "device", symlinks=True))
+
+
+def install(wheelhouse: Path, device: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return run(wheelhouse / "systemd/install.sh", "--root", device, "--python", sys.executable, *more)
+
+
+def version_of(device: Path) -> str:
+    return run(device / "opt/edge/current/bin/edge", "--version").stdout.strip()
+
+
+def places(device: Path) -> list[Path]:
+    lines = [line.split() for line in (ROOT / "systemd/FILES").read_text().splitlines() if line[0] != "#"]
+    return [device / place.lstrip("/") for _, _, place in lines]
+
+
+def test_from_a_wheelhouse_without_a_network(device: Path) -> None:
+    assert version_of(device) == "edge 1.0"
+    assert [str(path) for path in places(device) if not path.is_file()] == []
+    assert (device / "etc/edge/edge.toml").read_text() == "# sample\n"
+    assert stat.S_IMODE((device / "etc/edge/edge.toml").stat().st_mode) == 0o640, "it may hold a password"
+    assert os.access(device / "opt/edge/current/systemd/edge-import", os.X_OK)
+    for unit in ("multi-user.target.wants/edge.service", "timers.target.wants/edge-update.timer"):
+        assert os.readlink(device / "etc/systemd/system" / unit) == f"/etc/systemd/system/{Path(unit).name}"
+    assert os.readlink(device / "usr/local/bin/edge") == "/opt/edge/current/bin/edge"
+
+
+def test_update_and_back_and_forth(house: Path, tmp_path: Path, device: Path) -> None:
+    unit = device / "etc/systemd/system/edge.service"
+    second = make_wheelhouse(tmp_path / "2.0", "2.0")
+    (second / "systemd/edge.service").write_text("# of release 2\n")
+    (second / "systemd/only-in-2.conf").write_text("")
+    with (second / "systemd/FILES").open("a") as files:
+        files.write("only-in-2.conf 0644 /etc/only-in-2.conf\n")
+    assert install(seal(second), device).returncode == 0
+    assert version_of(device) == "edge 2.0" and unit.read_text() == "# of release 2\n"
+    assert (device / "etc/only-in-2.conf").exists()
+    assert install(house, device, "--dry-run").returncode == 0 and version_of(device) == "edge 2.0"
+
+    back = run(second / "systemd/install.sh", "--root", device, "--previous")
+    assert back.returncode == 0, back.stderr
+    assert version_of(device) == "edge 1.0"
+    assert unit.read_text() == (ROOT / "systemd/edge.service").read_text(), "the units go back, too"
+    assert not (device / "etc/only-in-2.conf").exists()
+    assert run(second / "systemd/install.sh", "--root", device, "--previous").returncode == 0
+    assert version_of(device) == "edge 2.0"
+
+    shutil.copytree(device / "opt/edge/current/", device / "opt/edge/releases/0.9-before", symlinks=True)
+    assert install(second, device).returncode == 0
+    kept = sorted(path.name.split("-")[0] for path in (device / "opt/edge/releases").iterdir())
+    assert kept == ["1.0", "2.0"], "this one and the one before"
+
+
+def test_installing_again_changes_nothing(house: Path, device: Path) -> None:
+    config = device / "etc/edge/edge.toml"
+    config.write_text("# ours\n")
+    wants = device / "etc/systemd/system/timers.target.wants/edge-update.timer"
+    wants.unlink()  # as `systemctl disable` does
+    release = (device / "opt/edge/current").resolve()
+    made = (release / ".complete").stat().st_mtime_ns
+    assert install(house, device).returncode == 0
+    assert (device / "opt/edge/current").resolve() == release
+    assert (release / ".complete").stat().st_mtime_ns == made, "it was there already"
+    assert config.read_text() == "# ours\n" and not wants.exists()
+    assert not (device / "opt/edge/previous").exists()
+
+
+def test_an_installation_that_was_cut_short_is_made_anew(house: Path, device: Path) -> None:
+    """As if the power had gone: the folder is there, its mark is not."""
+    release = (device / "opt/edge/current").resolve()
+    (release / ".complete").unlink()
+    (release / "bin/edge").write_text("")
+    (device / "opt/edge/current").unlink()
+    done = install(house, device)
+    assert done.returncode == 0, done.stderr
+    assert (release / ".complete").exists() and version_of(device) == "edge 1.0"
+
+
+def test_a_release_that_does_not_run_here_is_not_switched_to(tmp_path: Path, device: Path) -> None:
+    new = make_wheelhouse(tmp_path / "new", "2.0", "def entry(): raise SystemExit('no such library')")
+    done = install(new, device)
+    assert done.returncode == 1 and "cannot run" in done.stderr, done.stderr
+    assert version_of(device) == "edge 1.0"
+
+
+def test_a_config_that_the_release_refuses_keeps_the_old_one(house: Path, device: Path) -> None:
+    (device / "etc/edge/edge.toml").write_text("bad = 1\n")
+    before = (device / "etc/systemd/system/edge.service").stat().st_mtime_ns
+    done = install(house, device)
+    assert done.returncode == 1 and "refuses the config" in done.stderr and "bad: unknown key" in done.stderr
+    assert (device / "etc/systemd/system/edge.service").stat().st_mtime_ns == before, "nothing was switched"
+
+
+def test_a_wheelhouse_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    bare, house = tmp_path / "bare", make_wheelhouse(tmp_path / "one", "1.0")
+    bare.mkdir()
+    wheel = next((house / "wheels").glob(f"{EDGE}-*"))
+    whole = wheel.read_bytes()
+    wheel.write_bytes(whole[:-1])
+    done = install(house, bare)
+    assert done.returncode == 1 and "is damaged: copy it again" in done.stderr
+    wheel.write_bytes(whole)
+    (house / "TARGET").write_text("riscv64 3.10\n")
+    done = install(seal(house), bare)
+    assert done.returncode == 1 and "is for riscv64, this machine is" in done.stderr
+    (house / "TARGET").write_text(f"{os.uname().machine} 3.9\n")
+    done = install(seal(house), bare)
+    assert done.returncode == 1 and "is not a Python 3.9" in done.stderr
+    assert [path for path in bare.rglob("*") if not path.is_dir()] == [], "nothing was begun"
+    done = run(house / "systemd/install.sh", "--root", bare, "--previous")
+    assert done.returncode == 1 and "there is no release before this one" in done.stderr
+
+
+def test_wheels_of_the_site_go_into_each_release(house: Path, tmp_path: Path, device: Path) -> None:
+    """As Paddle Lite built on the board does."""
+    own = device / "etc/edge/wheels"
+    own.mkdir()
+    make_wheel(own, "9.0", PROGRAM.replace("{version}", "of the site"))
+    done = install(house, device)
+    assert done.returncode == 0 and f"adding {EDGE}-9.0" in done.stdout, done.stderr
+    assert version_of(device) == "edge of the site"
+
+
+def test_uninstall_keeps_what_is_not_the_programs(house: Path, device: Path) -> None:
+    state = device / "var/lib/edge/outbox.db"
+    state.parent.mkdir(parents=True)
+    state.write_text("")
+    script = house / "systemd/install.sh"
+    assert run(script, "--root", device, "--uninstall").returncode == 0
+    left = [str(path.relative_to(device)) for path in device.rglob("*") if not path.is_dir()]
+    assert sorted(left) == ["etc/edge/edge.toml", "var/lib/edge/outbox.db"]
+    assert run(script, "--root", device, "--uninstall").returncode == 0, "again"
+    assert run(script, "--root", device, "--uninstall", "--purge").returncode == 0
+    assert not (device / "etc/edge").exists() and not state.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "name the folder that is to be made"),
+        (["{tmp}/out", "--arch", "armv7l"], "--arch armv7l is not aarch64 or x86_64"),
+        (["{tmp}/out", "--python", "3.9"], "--python 3.9 is not 3.10, 3.11 or 3.12"),
+        (["{tmp}/out", "--add", "/nonexistent.whl"], "--add /nonexistent.whl is not a file"),
+        (["{tmp}"], "is there already"),
+    ],
+)
+def test_a_wheelhouse_is_not_made_from_wrong_arguments(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    done = run(ROOT / "requirements/wheelhouse.sh", *(word.format(tmp=tmp_path) for word in arguments))
+    assert done.returncode == 1 and expected in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_install_from_the_checkout(tmp_path: Path) -> None:
+    device = tmp_path
+    assert run(INSTALL, "--root", device).returncode == 0
+    config = device / "etc/edge/edge.toml"
+    done = run(device / "opt/edge/current/bin/edge", "check-config", "--config", config, cwd=device)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "python"), [("aarch64", "3.10"), ("aarch64", "3.11"), ("x86_64", "3.10")])
+def test_a_wheelhouse_has_a_wheel_of_every_pin(arch: str, python: str, tmp_path: Path) -> None:
+    out, device = tmp_path / "out", tmp_path / "device"
+    device.mkdir()
+    done = run(ROOT / "requirements/wheelhouse.sh", out, "--arch", arch, "--python", python)
+    assert done.returncode == 0, done.stderr
+    names = {path.name.split("-")[0].lower().replace("_", "-") for path in (out / "wheels").iterdir()}
+    target = {"platform_machine": arch, "python_version": python}
+    wanted = {name for name, pin in pins("device").items() if pin.marker is None or pin.marker.evaluate(target)}
+    assert names == wanted | {"pip", "setuptools", "edge-inspection"}
+    if arch == os.uname().machine and python == f"{sys.version_info[0]}.{sys.version_info[1]}":
+        done = run("unshare", "--net", out / "systemd/install.sh", "--root", device, "--python", sys.executable)
+        assert done.returncode == 0, done.stderr
 
 
 def test_every_package_of_the_device_has_an_init() -> None:
