@@ -39,6 +39,13 @@ def prove(folder: Path, runtime: Runtime | None = None, marks: Path | None = MAR
     return proving.prove(folder, runtime or Runtime(), marks=marks, frames=3, timed_s=60.0, **more)
 
 
+def quick_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what comes after a proof: a real one, but one frame is timed, and no model is tried twice."""
+    whole = proving.prove
+    monkeypatch.setattr(proving, "prove", lambda folder, runtime, **more: whole(
+        folder, runtime, **(more | {"marks": MARKS, "frames": 1})))  # fmt: skip
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     return small_bundle(tmp_path / "small")
