@@ -350,7 +350,7 @@ def _installed(state: Path, digest: str) -> Path:
         active = slots.active(state)
     except BundleError as error:
         raise IncidentError(f"{error}, or name one with --bundle") from error
-    for link in (active, state / "bundles" / slots.PREVIOUS):
+    for link in (active, slots.previous(state) or active):
         try:
             if manifests.digest(manifests.read_unverified(link)) == digest:
                 return link

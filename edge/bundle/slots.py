@@ -19,8 +19,8 @@ replaced as a whole, and the links follow it:
     rollback     any -> rolled_back: active is what was previous; previous is what was active, if it ever was committed
     note_start   trial -> trial with one start more, or -> returned at the fourth; any -> returned if active is damaged
 
-The mark is written first. From then on `_settle` does the rest, link by link, each by an atomic rename; whoever comes
-next, after a kill or a power cut at whatever moment, finds a mark without its links and settles it first. A link
+The mark is written first. From then on `links.settle` does the rest, link by link, each by an atomic rename; whoever
+comes next, after a kill or a power cut at whatever moment, finds a mark without its links and settles it first. A link
 without a mark (only `candidate` could be one) is removed. Settling moves no link to a slot that is not whole: a
 candidate that was damaged meanwhile is given up instead, and a slot is removed only when neither a link nor a mark
 under way names it. So `active` leads to a whole slot at every moment.
@@ -36,30 +36,25 @@ daemon never waits for. What root makes is given to the owner of the state folde
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from edge.bundle import copies, links
 from edge.bundle import manifest as manifests
 from edge.bundle import outcome as outcomes
 from edge.bundle import trial as trials
+from edge.bundle.links import ACTIVE, CANDIDATE, PREVIOUS
 from edge.bundle.manifest import MANIFEST, Manifest
-from edge.bundle.trial import Stage, Told, Trial, adopt
+from edge.bundle.trial import Told, Trial
 from edge.errors import BundleError
 from edge.event import UpdateOutcome
 
-PARTIAL: Final = ".partial"
-ACTIVE: Final = "active"
-PREVIOUS: Final = "previous"
-CANDIDATE: Final = "candidate"
 MOST_STARTS: Final = 3  # of the daemon with a bundle on trial; at the next one it goes back
 
 
@@ -92,10 +87,7 @@ def put(source: Path, state: Path) -> Path:
     manifest = manifests.read(source)
     bundles = state / "bundles"
     with _told(f"the bundle {source} cannot be installed in {bundles}"):
-        _make_folders(bundles)
-        with _copying(bundles, f"another install is at work in {bundles}: wait until it is done"):
-            _remove_partial(bundles)
-            return _find_slot(bundles, manifest) or _copy(source, bundles, manifest)
+        return copies.put(source, bundles, manifest)
 
 
 def stage(state: Path, slot: Path, *, signed: bool, origin: str, transaction: str = "") -> Trial:
@@ -113,16 +105,16 @@ def stage(state: Path, slot: Path, *, signed: bool, origin: str, transaction: st
     """
     with _changing(state, f"{slot.name} cannot be tried") as bundles:
         manifests.read(slot)
-        mark, active = _settle(bundles), _target(bundles / ACTIVE)
+        mark, active = links.settle(bundles), links.target(bundles / ACTIVE)
         _note_origin(bundles, slot, Told(signed=signed, origin=origin, at=time.time()))
         if mark is not None and mark.slot == slot.name and (mark.stage == "shadow" or active == slot):
             return mark
         if active == slot:
             return Trial(slot=slot.name, stage="committed", signed=signed, origin=origin)
         _refuse_while_on_trial(bundles, mark)
-        whole = _name_if_whole(active)
-        previous = _target(bundles / PREVIOUS)
-        other = _name_if_whole(previous) if previous != slot else None
+        whole = links.name_if_whole(active)
+        previous = links.target(bundles / PREVIOUS)
+        other = links.name_if_whole(previous) if previous != slot else None
         mark = Trial(
             slot=slot.name,
             before=whole or other,
@@ -134,7 +126,7 @@ def stage(state: Path, slot: Path, *, signed: bool, origin: str, transaction: st
             began=time.time(),
         )
         _mark(bundles, mark)
-        _remove_old(bundles)
+        copies.remove_old(bundles)
     return mark
 
 
@@ -157,12 +149,12 @@ def activate(state: Path) -> Path:
         BundleError: there is no candidate, or it is damaged and was refused.
     """
     with _changing(state, "the candidate cannot be put in charge") as bundles:
-        mark = _settle(bundles)
+        mark = links.settle(bundles)
         if mark is not None and mark.stage == "shadow":
-            previous, active = _target(bundles / PREVIOUS), _target(bundles / ACTIVE)
+            previous, active = links.target(bundles / PREVIOUS), links.target(bundles / ACTIVE)
             before = active.name if active else None
             held = previous.name if previous else None
-            mark = _mark(bundles, _next(mark, "trial", before=before, held=held))
+            mark = _mark(bundles, links.following(mark, "trial", before=before, held=held))
         if mark is None or mark.stage != "trial":
             raise BundleError(_no_candidate(bundles, mark))
         return bundles / mark.slot
@@ -175,13 +167,13 @@ def commit(state: Path) -> None:
         BundleError: nothing is on trial.
     """
     with _changing(state, "the bundle on trial cannot be committed") as bundles:
-        mark = _settle(bundles)
+        mark = links.settle(bundles)
         if mark is not None and mark.stage == "trial":
-            mark = _mark(bundles, _next(mark, "committed"))
+            mark = _mark(bundles, links.following(mark, "committed"))
             _tell(state, mark)
         if mark is None or mark.stage != "committed":
             raise BundleError(f"no bundle is on trial in {bundles}: there is nothing to commit")
-        _remove_old(bundles)
+        copies.remove_old(bundles)
 
 
 def go_back(state: Path, code: str, text: str) -> Path:
@@ -194,12 +186,12 @@ def go_back(state: Path, code: str, text: str) -> Path:
         BundleError: nothing is on trial, or there is no whole slot to go back to.
     """
     with _changing(state, "the bundle on trial cannot be returned") as bundles:
-        mark = _settle(bundles)
+        mark = links.settle(bundles)
         if mark is None or mark.stage != "trial":
             raise BundleError(f"no bundle is on trial in {bundles}: there is nothing to return from")
         if not _can_return(bundles, mark):
             raise BundleError(f"there is no whole bundle before {mark.slot} to go back to: install another one")
-        _tell(state, _mark(bundles, _next(mark, "returned", code=code, text=text)))
+        _tell(state, _mark(bundles, links.following(mark, "returned", code=code, text=text)))
         return bundles / str(mark.before)
 
 
@@ -210,10 +202,10 @@ def refuse(state: Path, code: str, text: str) -> None:
         BundleError: there is no candidate.
     """
     with _changing(state, "the candidate cannot be given up") as bundles:
-        mark = _settle(bundles)
+        mark = links.settle(bundles)
         if mark is None or mark.stage != "shadow":
             raise BundleError(_no_candidate(bundles, mark))
-        _tell(state, _mark(bundles, _next(mark, "refused", code=code, text=text)))
+        _tell(state, _mark(bundles, links.following(mark, "refused", code=code, text=text)))
 
 
 def note_start(state: Path) -> Start:
@@ -229,7 +221,7 @@ def note_start(state: Path) -> Start:
     returned, problem = False, ""
     try:
         with _changing(state, "the start cannot be counted") as bundles:
-            mark = _settle(bundles)
+            mark = links.settle(bundles)
             after = _after_start(bundles, mark)
             returned = after is not None and after.stage == "returned"
             if after is not None:
@@ -248,7 +240,7 @@ def note_stop(state: Path) -> None:
         BundleError: it cannot be written.
     """
     with _changing(state, "the stop cannot be noted") as bundles:
-        mark = _settle(bundles)
+        mark = links.settle(bundles)
         if mark is not None and mark.stage == "trial" and mark.starts > 0:
             _mark(bundles, msgspec.structs.replace(mark, starts=mark.starts - 1))
 
@@ -264,8 +256,8 @@ def rollback(state: Path, text: str = "") -> Path:
     if not (state / "bundles").is_dir():
         raise BundleError(f"no bundle is installed in {state / 'bundles'}: run `edge bundle install DIR`")
     with _changing(state, "the active bundle cannot be rolled back") as bundles:
-        mark = _settle(bundles)
-        now, previous = _target(bundles / ACTIVE), _target(bundles / PREVIOUS)
+        mark = links.settle(bundles)
+        now, previous = links.target(bundles / ACTIVE), links.target(bundles / PREVIOUS)
         if now is None or previous is None or previous == now:
             raise BundleError(f"there is no previous bundle in {bundles} to roll back to")
         manifests.read(previous)
@@ -292,7 +284,7 @@ def active(state: Path) -> Path:
     Raises:
         BundleError: none is installed, or the link leads nowhere.
     """
-    slot = _target(state / "bundles" / ACTIVE)
+    slot = links.target(state / "bundles" / ACTIVE)
     if slot is None:
         raise BundleError(f"no bundle is installed in {state / 'bundles'}: run `edge bundle install DIR`")
     if not (slot / MANIFEST).is_file():
@@ -303,14 +295,14 @@ def active(state: Path) -> Path:
 def previous(state: Path) -> Path | None:
     """Where `rollback` would go; None: nowhere."""
     bundles = state / "bundles"
-    slot = _target(bundles / PREVIOUS)
-    return slot if slot is not None and slot != _target(bundles / ACTIVE) and slot.is_dir() else None
+    slot = links.target(bundles / PREVIOUS)
+    return slot if slot is not None and slot != links.target(bundles / ACTIVE) and slot.is_dir() else None
 
 
 def candidate(state: Path) -> Path | None:
     """The slot in shadow; None: there is none."""
     mark = read_trial(state)
-    slot = _target(state / "bundles" / CANDIDATE)
+    slot = links.target(state / "bundles" / CANDIDATE)
     return slot if slot is not None and mark is not None and (mark.stage, mark.slot) == ("shadow", slot.name) else None
 
 
@@ -326,14 +318,14 @@ def floor(state: Path, product: str) -> int:
 def told(state: Path, slot: Path | None = None) -> Told:
     """Who brought a slot; None: the active one. A slot of which nothing is known came from here, unsigned."""
     bundles = state / "bundles"
-    slot = slot or _target(bundles / ACTIVE)
+    slot = slot or links.target(bundles / ACTIVE)
     return _told_of(bundles, slot) if slot is not None else Told()
 
 
 def given_up(state: Path, manifest: Manifest) -> Trial | None:
     """The mark, if it says that this very bundle was the last one that was returned, refused or rolled back."""
     mark = read_trial(state)
-    known = mark is not None and mark.stage in trials.GIVEN_UP and mark.slot in _slot_names(manifest)
+    known = mark is not None and mark.stage in trials.GIVEN_UP and mark.slot in copies.slot_names(manifest)
     return mark if known else None
 
 
@@ -354,64 +346,28 @@ def _changing(state: Path, what: str) -> Iterator[Path]:
 def _mark(bundles: Path, mark: Trial) -> Trial:
     """Say durably what is meant to be, then do it. Returns the mark that stands then."""
     trials.write(bundles, trials.TRIAL, mark)
-    return _settle(bundles) or mark
-
-
-def _settle(bundles: Path) -> Trial | None:
-    """Have the links follow the mark, wherever that was interrupted; returns the mark."""
-    _sweep(bundles)
-    mark, whole = trials.read(bundles), cache(_whole)  # no slot is read more than once
-    if mark is not None and mark.stage in trials.UNDER_WAY and not _reachable(bundles, mark, whole):
-        mark = _next(mark, "refused", code="damaged", text=f"{mark.slot} was damaged before it was in charge")
-        trials.write(bundles, trials.TRIAL, mark)
-    if mark is None or mark.stage == "refused":
-        _unlink(bundles / CANDIDATE)
-    elif mark.stage == "shadow":
-        _point(bundles / CANDIDATE, mark.slot, whole)
-    elif mark.stage in ("trial", "committed"):
-        _point(bundles / PREVIOUS, mark.before, whole)
-        _point(bundles / ACTIVE, mark.slot, whole)
-        _unlink(bundles / CANDIDATE)
-    else:
-        _point(bundles / ACTIVE, mark.before, whole)
-        if not _point(bundles / PREVIOUS, mark.held, whole):
-            _unlink(bundles / PREVIOUS)
-        _unlink(bundles / CANDIDATE)
-    if mark is not None and mark.stage == "committed" and mark.signed:
-        _raise_floor(bundles, mark.slot)
-    return mark
-
-
-def _reachable(bundles: Path, mark: Trial, whole: Callable[[Path], bool]) -> bool:
-    """Whether the mark's slot is where it is meant to be, or whole, so that it can get there."""
-    link = bundles / (CANDIDATE if mark.stage == "shadow" else ACTIVE)
-    return _target(link) == bundles / mark.slot or whole(bundles / mark.slot)
-
-
-def _next(mark: Trial, stage: Stage, **changes: str | None) -> Trial:
-    began = mark.began if stage == mark.stage else time.time()
-    return msgspec.structs.replace(mark, stage=stage, began=began, **changes)
+    return links.settle(bundles) or mark
 
 
 def _after_start(bundles: Path, mark: Trial | None) -> Trial | None:
     """The mark after one start more; None: as it was."""
-    slot = _target(bundles / ACTIVE)
+    slot = links.target(bundles / ACTIVE)
     tried = mark is not None and mark.stage == "trial"
-    if slot is not None and (problem := _problem(slot)):
+    if slot is not None and (problem := links.problem(slot)):
         return _leave_damaged(bundles, slot, problem, mark if tried else None)
     if mark is None or not tried:
         return None
     starts = mark.starts + 1
     if starts > MOST_STARTS and _can_return(bundles, mark):
         text = f"{mark.slot} was started {MOST_STARTS} times and did not stay; {mark.before} is in charge again"
-        return _next(mark, "returned", code="crashed", text=text)
+        return links.following(mark, "returned", code="crashed", text=text)
     return msgspec.structs.replace(mark, starts=starts)
 
 
 def _leave_damaged(bundles: Path, slot: Path, problem: str, mark: Trial | None) -> Trial | None:
     """From an active slot that is no longer whole to the one before it; None: there is none."""
-    other = bundles / mark.before if mark is not None and mark.before else _target(bundles / PREVIOUS)
-    if other is None or other == slot or not _whole(other):
+    other = bundles / mark.before if mark is not None and mark.before else links.target(bundles / PREVIOUS)
+    if other is None or other == slot or not links.whole(other):
         return None
     who, text = _told_of(bundles, slot), f"{other.name} is in charge again instead of {slot.name}: {problem}"
     held = mark.held if mark is not None else None
@@ -429,7 +385,7 @@ def _leave_damaged(bundles: Path, slot: Path, problem: str, mark: Trial | None) 
 
 
 def _can_return(bundles: Path, mark: Trial) -> bool:
-    return mark.before is not None and mark.before != mark.slot and _whole(bundles / mark.before)
+    return mark.before is not None and mark.before != mark.slot and links.whole(bundles / mark.before)
 
 
 def _refuse_while_on_trial(bundles: Path, mark: Trial | None) -> None:
@@ -443,16 +399,6 @@ def _refuse_while_on_trial(bundles: Path, mark: Trial | None) -> None:
 def _no_candidate(bundles: Path, mark: Trial | None) -> str:
     why = f"; {mark.text}" if mark is not None and mark.stage == "refused" and mark.text else ""
     return f"there is no candidate in {bundles}{why}: install a bundle first"
-
-
-def _raise_floor(bundles: Path, slot: str) -> None:
-    product, version = trials.version_of(slot)
-    try:
-        floors = trials.floors(bundles)
-    except BundleError:  # what was known is lost; from this version on it is known again
-        floors = {}
-    if floors.get(product, 0) < version:
-        trials.write(bundles, trials.FLOOR, floors | {product: version})
 
 
 def _note_origin(bundles: Path, slot: Path, who: Told) -> None:
@@ -482,63 +428,6 @@ def _tell(state: Path, mark: Trial) -> None:
         outcomes.write(state, said)
 
 
-def _sweep(bundles: Path) -> None:
-    """Remove what a writer that died has left beside marks and links."""
-    for name in (ACTIVE, PREVIOUS, CANDIDATE):
-        (bundles / (name + PARTIAL)).unlink(missing_ok=True)
-    for name in (trials.TRIAL, trials.ORIGINS, trials.FLOOR):
-        (bundles / f"{name}.new").unlink(missing_ok=True)
-
-
-def _point(link: Path, name: str | None, whole: Callable[[Path], bool]) -> bool:
-    """Have a link lead to a slot, if it is whole; whether it does."""
-    if name is None:
-        return False
-    slot = link.parent / name
-    if _target(link) == slot:
-        return True
-    if not whole(slot):
-        return False
-    new = link.with_name(link.name + PARTIAL)
-    new.unlink(missing_ok=True)
-    new.symlink_to(name)
-    adopt(new, link.parent)
-    new.rename(link)
-    _sync(link.parent)
-    return True
-
-
-def _unlink(link: Path) -> None:
-    if os.path.lexists(link):
-        link.unlink()
-        _sync(link.parent)
-
-
-def _target(link: Path) -> Path | None:
-    """The slot that a link points at, whether it exists or not."""
-    try:
-        return link.parent / Path(os.readlink(link)).name
-    except OSError:
-        return None
-
-
-def _problem(slot: Path) -> str:
-    """What keeps a slot from being served, in one line: a file that is not as it was built; "" for nothing."""
-    try:
-        manifests.read(slot)
-    except BundleError as error:
-        return " ".join(str(error).split())
-    return ""
-
-
-def _whole(slot: Path) -> bool:
-    return not _problem(slot)
-
-
-def _name_if_whole(slot: Path | None) -> str | None:
-    return slot.name if slot is not None and _whole(slot) else None
-
-
 # --- slots ---
 
 
@@ -558,138 +447,3 @@ def _remedy(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "; run it as root or as the daemon's user, on a file system that can be written"
     return ""
-
-
-def _make_folders(bundles: Path) -> None:
-    bundles.mkdir(parents=True, exist_ok=True)
-    adopt(bundles, bundles.parent)
-    _sync(bundles.parent)
-
-
-@contextmanager
-def _copying(bundles: Path, otherwise: str) -> Iterator[None]:
-    """Hold the right to make and remove slots; a process that dies gives it up."""
-    handle = os.open(bundles / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
-    try:
-        adopt(bundles / ".lock", bundles)
-        trials.take(handle, 0.0, otherwise)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _slots(bundles: Path) -> set[Path]:
-    """Every slot, whether something leads to it or not."""
-    return {path for path in bundles.iterdir() if trials.is_slot(path.name)} if bundles.is_dir() else set()
-
-
-def _remove_partial(bundles: Path) -> None:
-    for path in bundles.glob(f"*{PARTIAL}"):
-        if trials.is_slot(path.name.removesuffix(PARTIAL)):
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path)
-
-
-def _slot_names(manifest: Manifest) -> Iterator[str]:
-    """The slot's name, and others for when a damaged slot has it: a slot is never changed in place."""
-    name = f"{manifest.product}-{manifest.version}-{manifests.digest(manifest)[:8]}"
-    yield name
-    for number in range(1, 100):
-        yield f"{name}.{number}"
-
-
-def _find_slot(bundles: Path, manifest: Manifest) -> Path | None:
-    """An undamaged slot that holds this very bundle."""
-    there = _slots(bundles)
-    for slot in (bundles / name for name in _slot_names(manifest)):
-        try:
-            if slot in there and manifests.read(slot) == manifest:
-                return slot
-        except BundleError:
-            continue
-    return None
-
-
-def _copy(source: Path, bundles: Path, manifest: Manifest) -> Path:
-    slot = next(bundles / name for name in _slot_names(manifest) if not os.path.lexists(bundles / name))
-    names = [MANIFEST, *sorted(manifest.files)]
-    _make_space(bundles, sum((source / name).stat().st_size for name in names))
-    partial = slot.with_name(slot.name + PARTIAL)
-    try:
-        _fill(partial, source, names)
-        if manifests.read(partial) != manifest:  # checks every file where it lies now
-            raise BundleError(f"the bundle {source} was changed while it was copied: install it again")
-    except Exception:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk wants its space back now
-        raise
-    partial.rename(slot)
-    _sync(bundles)
-    return slot
-
-
-def _fill(partial: Path, source: Path, names: Sequence[str]) -> None:
-    """Copy the files and have the disk hold them."""
-    partial.mkdir()
-    for name in names:
-        target = partial / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target, follow_symlinks=False)
-    for path in [partial, *partial.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-        adopt(path, partial.parent)
-        _sync(path)
-
-
-def _make_space(bundles: Path, needed_bytes: int) -> None:
-    """Give up slots that nothing leads to, if that is what it takes."""
-    if shutil.disk_usage(bundles).free < needed_bytes:
-        with trials.lock(bundles):
-            _remove_unused(bundles)
-    free_bytes = shutil.disk_usage(bundles).free
-    if free_bytes < needed_bytes:
-        raise BundleError(
-            f"the bundle needs {needed_bytes / 1e6:.1f} MB and {bundles} has {free_bytes / 1e6:.1f} MB free: "
-            "free some space and install again, the active bundle is unchanged"
-        )
-
-
-def _remove_old(bundles: Path) -> None:
-    """Remove the slots that nothing leads to. Renamed first: half a slot must not look like one."""
-    try:
-        with _copying(bundles, "slots are being copied"):
-            _remove_partial(bundles)
-            _remove_unused(bundles)
-    except BundleError:
-        return  # somebody copies a slot right now; the next one to come here removes what is left
-    known, there = trials.origins(bundles), {path.name for path in _slots(bundles)}
-    if set(known) - there:
-        trials.write(bundles, trials.ORIGINS, {name: who for name, who in known.items() if name in there})
-
-
-def _remove_unused(bundles: Path) -> None:
-    _sync(bundles)  # what the links say is on the disk before what they said before is gone
-    for path in sorted(_slots(bundles) - _used(bundles)):
-        _remove(path.rename(path.with_name(path.name + PARTIAL)))
-
-
-def _used(bundles: Path) -> set[Path]:
-    """The slots that a link leads to or that a mark under way names."""
-    links = {_target(bundles / name) for name in (ACTIVE, PREVIOUS, CANDIDATE)}
-    mark = trials.read(bundles)
-    marked = (mark.slot, mark.before, mark.held) if mark is not None and mark.stage in trials.UNDER_WAY else ()
-    return {path for path in links if path is not None} | {bundles / name for name in marked if name is not None}
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's names, before going on."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from edge.bundle import outcome as outcomes
-from edge.bundle import slots
+from edge.bundle import links, slots
 from edge.bundle.trial import Trial
 from edge.event import UpdateOutcome
 from tests.bundle.tiny_bundle import make_bundle
@@ -38,12 +38,12 @@ class Told(msgspec.Struct, kw_only=True, frozen=True):
 
 def told(state: Path, step: str = "", put: str | None = None) -> Told:
     """What stands in a state folder."""
-    links = [_link(state / "bundles" / name) for name in (slots.ACTIVE, slots.PREVIOUS, slots.CANDIDATE)]
+    active, previous, candidate = (_link(state / "bundles" / name) for name in links.LINKS)
     return Told(
         step=step,
         put=put,
         mark=slots.read_trial(state),
-        links=(links[0], links[1], links[2]),
+        links=(active, previous, candidate),
         floor=slots.floor(state, "pcb"),
         outcome=outcomes.read(state),
     )

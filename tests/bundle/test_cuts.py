@@ -22,8 +22,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge.bundle import links, slots
 from edge.bundle import manifest as manifests
-from edge.bundle import slots
 from edge.bundle import trial as trials
 from edge.errors import BundleError
 from tests.bundle.slot_writer import Told, told
@@ -108,14 +108,14 @@ def copied(image: Path) -> bytes:
 
 def check(state: Path, possible: list[Told]) -> Told:
     """What the disk has is one of the states that the writer went through; its active slot is whole."""
-    if (state / "bundles" / slots.ACTIVE).is_symlink():
+    if (state / "bundles" / links.ACTIVE).is_symlink():
         manifests.read(slots.active(state))  # before anybody has settled anything
     else:
         assert possible[0].links[0] is None, "the active bundle is gone"
     if possible[0].put and possible[0].step.startswith("put"):
         manifests.read(state / "bundles" / possible[0].put)
     with slots._changing(state, "nothing") as bundles:
-        slots._settle(bundles)
+        links.settle(bundles)
     found = told(state)
     assert (found.mark, found.links, found.floor) in [(one.mark, one.links, one.floor) for one in possible]
     assert found.outcome in [one.outcome for one in possible]

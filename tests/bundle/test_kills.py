@@ -19,8 +19,8 @@ import msgspec
 import pytest
 
 from edge import settings
+from edge.bundle import links, slots
 from edge.bundle import manifest as manifests
-from edge.bundle import slots
 from edge.bundle import trial as trials
 from edge.config import Runtime
 from edge.errors import BundleError
@@ -114,21 +114,17 @@ def settled(state: Path) -> tuple[object, ...]:
     if not bundles.is_dir():
         return (None,) * 4
     with slots._changing(state, "nothing"):
-        mark = slots._settle(bundles)
-    links = [os.readlink(bundles / name) if (bundles / name).is_symlink() else None for name in slots_links()]
-    origins = slots.told(state) if links[0] else None
+        mark = links.settle(bundles)
+    led = [os.readlink(bundles / name) if (bundles / name).is_symlink() else None for name in links.LINKS]
+    origins = slots.told(state) if led[0] else None
     if mark is not None:
         mark = msgspec.structs.replace(mark, began=0.0, text="")  # which names folders
-    return (mark, tuple(links), slots.floor(state, "pcb"), (origins.signed, origins.origin) if origins else None)
-
-
-def slots_links() -> tuple[str, ...]:
-    return slots.ACTIVE, slots.PREVIOUS, slots.CANDIDATE
+    return (mark, tuple(led), slots.floor(state, "pcb"), (origins.signed, origins.origin) if origins else None)
 
 
 def name_of(state: Path) -> str | None:
     """What `active` points at."""
-    link = state / "bundles" / slots.ACTIVE
+    link = state / "bundles" / links.ACTIVE
     return os.readlink(link) if link.is_symlink() else None
 
 
@@ -150,7 +146,7 @@ def next_install_works(state: Path, source: Path) -> None:
     assert loads(state) == manifests.read(source).version == slots.floor(state, "pcb")
     bundles = state / "bundles"
     names = {path.name for path in bundles.iterdir()}
-    used = {os.readlink(bundles / name) for name in slots_links() if (bundles / name).is_symlink()}
+    used = {os.readlink(bundles / name) for name in links.LINKS if (bundles / name).is_symlink()}
     assert names - used <= {".lock", "active", "previous", trials.TRIAL, trials.ORIGINS, trials.FLOOR}
     assert {name for name in names if trials.is_slot(name)} == used
 
@@ -197,7 +193,7 @@ def run(scenario: Scenario, made: Path, folder: Path, calls: Sequence[str]) -> i
     scenario.before(start, made)
     shutil.copytree(start, fine, symlinks=True)
     states = [settled(fine)]
-    damaged = name_of(start) is not None and not slots._whole(slots.active(start))
+    damaged = name_of(start) is not None and not links.whole(slots.active(start))
     for step in scenario.steps(fine, made):
         step()
         states.append(settled(fine))
