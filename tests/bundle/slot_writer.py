@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from edge.bundle import outcome as outcomes
 from edge.bundle import links, slots
+from edge.bundle import outcome as outcomes
 from edge.bundle.trial import Trial
 from edge.event import UpdateOutcome
 from tests.bundle.tiny_bundle import make_bundle
