@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from edge.bundle.manifest import Artifact, JudgeName, Manifest, listed
@@ -82,7 +83,7 @@ def hardware_problem(hardware: Sequence[str], machine: str, board: str) -> str |
 
 def _is_this(name: str, arch: str, board: str) -> bool:
     """Whole words of the board's model: `Raspberry Pi 4` is no `Raspberry Pi 400`."""
-    said, wanted = board.lower().split(), name.lower().split()
+    said, wanted = (re.findall(r"[\w.+-]+", text.lower()) for text in (board, name))
     return _arch(name) == arch or any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
 
 

@@ -163,6 +163,7 @@ def test_an_older_bundle_is_read_and_keeps_its_name(format: int, bundle: Path) -
         (["raspberry pi 4"], "aarch64", "Raspberry Pi 4 Model B Rev 1.5", True, "in any case of letters"),
         (["Raspberry Pi 4"], "aarch64", "Raspberry Pi 400 Rev 1.0", False, "part of a word is no word"),
         (["Jetson Orin"], "aarch64", "NVIDIA Jetson Orin Nano", True, "in the middle"),
+        (["AM62x SK"], "aarch64", "Texas Instruments AM62x, SK", True, "whatever stands between the words"),
         (["Jetson Nano"], "aarch64", "NVIDIA Jetson Orin Nano", False, "not one after the other"),
         (["Jetson Orin"], "aarch64", "", False, "a board of which nothing is known"),
         (["Jetson Orin", "x86_64"], "x86_64", "", True, "one of them will do"),
