@@ -41,6 +41,7 @@ from edge.station import Station
 log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
+RETRY_LOOKS = 25  # between two attempts to write what the disk did not take
 LOOK_NS = 200_000_000  # how often it looks for news and for the end of an errand
 PATIENCE_NS = 2_000_000_000  # a line that has always a part waiting is kept waiting for one step so often
 USUAL = "usual.json"
@@ -110,7 +111,7 @@ class Changeover:
         self._usual = Usual()
         self._moved_before: set[str] = set()  # signals of drift that moved under the bundle before
         self._part: Part | None = None  # the latest one that nobody in shadow has seen
-        self._failed: Path | None = None  # a slot that could not be opened: not tried again
+        self._failed: tuple[Path, float | None] | None = None  # a slot that could not be opened, and by which mark
         self._need, self._due_ns, self._went_on_ns = Need.LOOK, 0, clock.mono_ns()
         self._looks = self._tries = False  # a bundle is in shadow, on trial
         self.shadow: Shadow | None = None
@@ -164,8 +165,8 @@ class Changeover:
     def _may_go_on(self, now_ns: int) -> bool:
         if self._need is Need.GAP:
             return self._front.idle() or now_ns - self._went_on_ns >= PATIENCE_NS
-        if self._need is Need.PART and self._part is not None:
-            return self._front.idle()
+        if self._need is Need.PART and self._part is not None and self._front.idle():
+            return True
         return now_ns >= self._due_ns
 
     def _story(self) -> Steps[None]:
@@ -175,7 +176,7 @@ class Changeover:
             self.gap_ms, self.shadow, self.probation = 0.0, None, None
             try:
                 yield from self._bring(wanted)
-            except EdgeError as error:
+            except Exception as error:  # whatever is wrong with a bundle must not keep the next one from coming
                 yield from self._give_up(wanted, error)
             finally:
                 self._looks = self._tries = False
@@ -193,8 +194,9 @@ class Changeover:
         self._usual = self._read_usual()
         try:
             yield from self._on_trial(None, start.trial.starts)
-        except EdgeError as error:
+        except Exception as error:
             log.warning("the trial of %s ended: %s", start.slot.name, error)
+            log.debug("a trial ended", exc_info=True)
         finally:
             self._tries = False
 
@@ -209,8 +211,13 @@ class Changeover:
             if trial is not None and trial.stage == "shadow":
                 return Wanted(self._state / "bundles" / trial.slot, shadow=True)
             active = self._active()  # looked at each time: the mark is there before its link
-            if active is not None and active not in (self.slot, self._failed):
+            if active is not None and active != self.slot and self._failed != (active, self._began()):
                 return Wanted(active, shadow=False)
+
+    def _began(self) -> float | None:
+        """When the stage of the mark began: a slot that is installed once more has another."""
+        trial = slots.read_trial(self._state)
+        return trial.began if trial is not None else None
 
     def _active(self) -> Path | None:
         try:
@@ -219,12 +226,16 @@ class Changeover:
             return None
 
     def _bring(self, wanted: Wanted) -> Steps[None]:
-        before = self.incumbent
+        before = self.incumbent, self.slot
+        self._station.over("bundle")  # what became of the one before it
         incumbent = yield from self._open(wanted.slot)
         if wanted.shadow:
             yield from self._in_shadow(incumbent, wanted.slot)
-            yield from self._errand("activate", self._activate)
-        yield from self._swap(incumbent, wanted.slot)
+            yield from self._errand("activate", lambda: self._activate(wanted.slot.name))
+        yield Need.GAP
+        if self._active() != wanted.slot:
+            raise slots.ReplacedError(f"{wanted.slot.name} is not active any more")
+        self._swap(incumbent, wanted.slot)
         trial = slots.read_trial(self._state)
         if trial is not None and trial.stage == "trial" and trial.slot == wanted.slot.name:
             yield from self._on_trial(before, trial.starts)
@@ -280,6 +291,8 @@ class Changeover:
             if why := shadow.refused():
                 raise GivenUpError("disagreement", why)
         self._looks, self._part = False, None
+        if why := shadow.refused(at_end=True):
+            raise GivenUpError("disagreement", why)
         log.info("%s saw %d frames beside %s, %d differently", slot.name, shadow.seen, self.slot.name, shadow.disagreed)
 
     def _look(self, incumbent: Incumbent, part: Part | None, seen: Inspection, shadow: Shadow) -> None:
@@ -289,7 +302,8 @@ class Changeover:
             return
         try:
             other = incumbent.pipeline_of(part).inspect(seen.frame)
-        except EdgeError as error:
+        except Exception as error:  # as for the bundle in charge, whatever a model or a library raises
+            log.debug("a look in shadow failed", exc_info=True)
             raise GivenUpError("fault", f"frame {seen.frame.number} could not be judged: {error}") from error
         ended_ns = self._clock.mono_ns()
         self._front.held(began_ns, ended_ns)
@@ -320,13 +334,13 @@ class Changeover:
         """Go on only while this is what is wanted: a person may have rolled back, or brought another bundle.
 
         Raises:
-            GivenUpError: something else is wanted now.
+            ReplacedError: something else is wanted now.
         """
         trial = slots.read_trial(self._state)
         if trial is None or (trial.slot, trial.stage) != (slot.name, stage):
-            raise GivenUpError("replaced", f"{slot.name} is not wanted any more")
+            raise slots.ReplacedError(f"{slot.name} is not wanted any more")
 
-    def _activate(self) -> Path:
+    def _activate(self, slot: str) -> Path:
         """The link first: whoever dies now starts with the new bundle on trial."""
         usual = {"not_ok_share": self._usual.not_ok_share, "frame_ms": self._usual.frame_ms}
         try:
@@ -335,7 +349,7 @@ class Changeover:
             write_whole(path, msgspec.json.encode(usual))
         except OSError as error:
             log.warning("what is usual of the bundle before cannot be kept: %s", error)
-        return slots.activate(self._state)
+        return slots.activate(self._state, slot)
 
     def _read_usual(self) -> Usual:
         """What was usual of the bundle before the one on trial, as it was when that took over."""
@@ -345,8 +359,8 @@ class Changeover:
             return Usual()
         return Usual(known.get("not_ok_share"), known.get("frame_ms"))
 
-    def _swap(self, incumbent: Incumbent, slot: Path) -> Steps[None]:
-        yield Need.GAP
+    def _swap(self, incumbent: Incumbent, slot: Path) -> None:
+        """Put it in charge, between two parts: some references are exchanged."""
         before, self.incumbent, self.slot = self.incumbent, incumbent, slot
         self._moved_before = self._station.drifted()
         self._seat(incumbent)
@@ -356,7 +370,7 @@ class Changeover:
         self._station.row("bundle", body)
         log.info("%s is in charge; the longest step took %.1f ms", slot.name, self.gap_ms)
 
-    def _on_trial(self, before: Incumbent | None, starts: int) -> Steps[None]:
+    def _on_trial(self, before: tuple[Incumbent, Path] | None, starts: int) -> Steps[None]:
         """See whether it stays; else return to the one before, which is still loaded unless this is a new start."""
         usual, self._usual = self._usual, Usual()
         self.probation = probation = Probation(self._config.trial, usual, self._clock.mono_ns(), starts)
@@ -364,48 +378,88 @@ class Changeover:
         while True:
             yield Need.LOOK
             self._still(slot, "trial")
-            if why := probation.wrong(self._station.drifted() - self._moved_before):
-                yield from self._return(before, why, usual)
+            why = probation.wrong(self._station.drifted() - self._moved_before)
+            if why is not None and self._has_before():
+                self._tries, self._usual = False, usual
+                yield from self._return(before, why)
                 return
+            if why is not None:
+                self._tell_given_up(f"{slot.name} goes on, since there is no bundle before it: {why.text}")
             if probation.passed(self._clock.mono_ns()) and (yield from self._commit(slot)):
                 return
+
+    def _has_before(self) -> bool:
+        trial = slots.read_trial(self._state)
+        return trial is not None and trial.before is not None
 
     def _commit(self, slot: Path) -> Steps[bool]:
         """Have it stay; False when the disk does not take that, which is tried again."""
         try:
-            yield from self._errand("commit", lambda: slots.commit(self._state))
+            yield from self._errand("commit", lambda: slots.commit(self._state, slot.name))
+        except slots.ReplacedError:
+            raise
         except EdgeError as error:
             self._station.alarm("bundle", "warning", str(error), "Free space on the state disk or replace it.")
             return False
         self._station.over("bundle")
+        self._station.over("bundle_disk")
         log.info("%s stays", slot.name)
         return True
 
-    def _return(self, before: Incumbent | None, why: Return, usual: Usual) -> Steps[None]:
+    def _return(self, before: tuple[Incumbent, Path] | None, why: Return) -> Steps[None]:
+        """Back at once where the bundle before is still loaded; the disk is asked until it takes that."""
         left = self.slot
-        try:
-            slot = yield from self._errand("return", lambda: slots.go_back(self._state, why.code, why.text))
-        except EdgeError as error:
-            self._tell_given_up(f"{left.name} cannot be returned ({error}), and it should be: {why.text}")
-            return
-        self._tries, self._usual = False, usual
+        if before is not None:
+            yield Need.GAP
+            self._swap(*before)
+            self._tell_given_up(f"{left.name} was returned to {self.slot.name}: {why.text}")
+        slot = yield from self._go_back(left, why)
         if before is None:
-            before = yield from self._open(slot)
-        yield from self._swap(before, slot)
-        self._tell_given_up(f"{left.name} was returned to {slot.name}: {why.text}")
+            incumbent = yield from self._open(slot)
+            yield Need.GAP
+            self._swap(incumbent, slot)
+            self._tell_given_up(f"{left.name} was returned to {slot.name}: {why.text}")
 
-    def _give_up(self, wanted: Wanted, error: EdgeError) -> Steps[None]:
+    def _go_back(self, left: Path, why: Return) -> Steps[Path]:
+        """Have the disk know it, however long that takes.
+
+        Raises:
+            ReplacedError: something else is wanted by now.
+        """
+        while True:
+            try:
+                return (
+                    yield from self._errand("return", lambda: slots.go_back(self._state, why.code, why.text, left.name))
+                )
+            except slots.ReplacedError:
+                raise
+            except EdgeError as error:
+                text = f"that {left.name} was returned cannot be kept, a restart would serve it: {error}"
+                self._station.alarm("bundle_disk", "error", text, "Free space on the state disk or replace it.")
+                for _ in range(RETRY_LOOKS):
+                    yield Need.LOOK
+            else:
+                self._station.over("bundle_disk")
+                return slot
+
+    def _give_up(self, wanted: Wanted, error: Exception) -> Steps[None]:
         """What cannot come into charge is left where it is; the bundle in charge goes on."""
-        code = error.code if isinstance(error, GivenUpError) else "cannot_serve"
-        if code == "replaced":
+        if isinstance(error, slots.ReplacedError):
+            log.info("%s", error)
             return
-        self._failed = wanted.slot
-        text = str(error)
+        if not isinstance(error, EdgeError):
+            log.error("%s cannot come into charge", wanted.slot.name, exc_info=error)
+        code = error.code if isinstance(error, GivenUpError) else "cannot_serve"
+        text, name = str(error) or type(error).__name__, wanted.slot.name
+        self._failed = wanted.slot, self._began()
+        trial = slots.read_trial(self._state)
         if wanted.shadow:
-            yield from self._settle_quietly("refuse", lambda: slots.refuse(self._state, code, text))
-        elif (trial := slots.read_trial(self._state)) is not None and trial.stage == "trial":
-            yield from self._settle_quietly("return", lambda: slots.go_back(self._state, code, text))
-        self._tell_given_up(f"{wanted.slot.name} was given up, {self.slot.name} goes on: {text}")
+            yield from self._settle_quietly("refuse", lambda: slots.refuse(self._state, code, text, name))
+        elif trial is not None and trial.stage == "trial":
+            yield from self._settle_quietly("return", lambda: slots.go_back(self._state, code, text, name))
+        elif slots.previous(self._state) == self.slot:  # a rollback to what cannot be served must not outlive a restart
+            yield from self._settle_quietly("rollback", lambda: slots.rollback(self._state, text))
+        self._tell_given_up(f"{name} was given up, {self.slot.name} goes on: {text}")
 
     def _settle_quietly(self, name: str, call: Callable[[], Any]) -> Steps[None]:
         try:

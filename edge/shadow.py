@@ -15,6 +15,7 @@ from edge.records import VerdictKind
 INTERVALS = 32  # remembered between parts
 SOON = 0.1  # the next part may come as soon as after the shortest tenth of them
 TIMES = 32  # of its looks remembered
+HANDFUL = 5  # looks; fewer say nothing about a share
 MARGIN = 1.2  # on the longest of them: beside other work an inference takes longer now and then
 
 
@@ -121,14 +122,15 @@ class Shadow:
         """Frames on which it differed."""
         return self.seen - self._found[Agreement.AGREED]
 
-    def refused(self) -> str:
+    def refused(self, at_end: bool = False) -> str:
         """Why the bundle must not be put in charge, in a sentence; "" as long as it may.
 
-        Said as soon as no agreement to come could make it good.
+        Said as soon as no agreement to come could make it good; at the end the share of what was seen counts, where
+        that were more than a handful.
         """
         limits = self._limits
-        most = limits.disagree_max * max(limits.looks, self.seen)
-        if not self.disagreed or self.disagreed <= most:
+        most = limits.disagree_max * (self.seen if at_end else max(limits.looks, self.seen))
+        if self.disagreed <= most or self.seen < min(HANDFUL, limits.looks):
             return ""
         found = self._found
         return (

@@ -60,17 +60,29 @@ def test_it_is_over_after_its_looks_or_its_time() -> None:
 
 def test_it_is_refused_as_soon_as_nothing_to_come_could_make_it_good() -> None:
     seen = shadow(looks=10, disagree_max=0.2)
-    for k in range(2):
-        seen.note(Agreement.LAXER, 5)
-        assert seen.refused() == "", k
+    for agreement in (Agreement.AGREED, Agreement.AGREED, Agreement.LAXER, Agreement.LAXER):
+        seen.note(agreement, 5)
+        assert seen.refused() == ""
     seen.note(Agreement.STRICTER, 5)
     why = seen.refused()
-    assert "3 frames" in why and "1 stricter, 2 laxer" in why and "trial.disagree_max allows 20%" in why
+    assert "5 frames" in why and "1 stricter, 2 laxer" in why and "trial.disagree_max allows 20%" in why
+
+
+def test_when_its_time_is_over_the_share_of_what_it_saw_counts() -> None:
+    seen = shadow(looks=50, disagree_max=0.2)
+    for _ in range(9):
+        seen.note(Agreement.LAXER, 5)
+    assert seen.refused() == "", "the other 41 could make it good"
+    assert "judged 9 differently" in seen.refused(at_end=True)
+    few = shadow(looks=50, disagree_max=0.2)
+    few.note(Agreement.LAXER, 5)
+    assert few.refused(at_end=True) == "", "one frame says nothing"
 
 
 def test_no_disagreement_may_be_all_that_is_allowed() -> None:
     seen = shadow(disagree_max=0.0)
-    seen.note(Agreement.AGREED, 5)
+    for _ in range(4):
+        seen.note(Agreement.AGREED, 5)
     assert seen.refused() == ""
     seen.note(Agreement.OTHER, 5)
     assert seen.refused()

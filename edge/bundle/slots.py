@@ -17,7 +17,8 @@ replaced as a whole, and the links follow it:
     go_back      trial -> returned: active is what it was before, previous is what it was before that
     refuse       shadow -> refused: no candidate
     rollback     any -> rolled_back: active is what was previous; previous is what was active, if it ever was committed
-    note_start   trial -> trial with one start more, or -> returned at the fourth; any -> returned if active is damaged
+    note_start   trial, shadow -> one start more; at the fourth trial -> returned, shadow -> refused; any -> returned if
+                 active is damaged
 
 The mark is written first. From then on `links.settle` does the rest, link by link, each by an atomic rename; whoever
 comes next, after a kill or a power cut at whatever moment, finds a mark without its links and settles it first. A link
@@ -56,6 +57,10 @@ from edge.errors import BundleError
 from edge.event import UpdateOutcome
 
 MOST_STARTS: Final = 3  # of the daemon with a bundle on trial; at the next one it goes back
+
+
+class ReplacedError(BundleError):
+    """The bundle that was meant is no longer what this is about: a person or another process was quicker."""
 
 
 @dataclass(frozen=True)
@@ -140,34 +145,42 @@ def trial_stamp(state: Path) -> tuple[int, int] | None:
     return trials.stamp(state / "bundles")
 
 
-def activate(state: Path) -> Path:
+def activate(state: Path, slot: str | None = None) -> Path:
     """Put the candidate in charge, on trial; returns its slot. What was active is the previous one then.
 
     Reads the whole slot and waits for the disk several times: tens of milliseconds and more.
 
+    Args:
+        slot: name of the one that is meant; None: whichever it is. The same in `commit`, `go_back` and `refuse`.
+
     Raises:
+        ReplacedError: another one, or none, is the candidate by now.
         BundleError: there is no candidate, or it is damaged and was refused.
     """
     with _changing(state, "the candidate cannot be put in charge") as bundles:
         mark = links.settle(bundles)
+        _require(mark, slot, "shadow", "trial")
         if mark is not None and mark.stage == "shadow":
             previous, active = links.target(bundles / PREVIOUS), links.target(bundles / ACTIVE)
             before = active.name if active else None
             held = previous.name if previous else None
-            mark = _mark(bundles, links.following(mark, "trial", before=before, held=held))
+            tried = links.following(mark, "trial", before=before, held=held)
+            mark = _mark(bundles, msgspec.structs.replace(tried, starts=0))
         if mark is None or mark.stage != "trial":
             raise BundleError(_no_candidate(bundles, mark))
         return bundles / mark.slot
 
 
-def commit(state: Path) -> None:
+def commit(state: Path, slot: str | None = None) -> None:
     """What is on trial stays: its version is the least that is accepted from now on, and older slots are removed.
 
     Raises:
+        ReplacedError: another one, or none, is on trial by now.
         BundleError: nothing is on trial.
     """
     with _changing(state, "the bundle on trial cannot be committed") as bundles:
         mark = links.settle(bundles)
+        _require(mark, slot, "trial", "committed")
         if mark is not None and mark.stage == "trial":
             mark = _mark(bundles, links.following(mark, "committed"))
             _tell(state, mark)
@@ -176,17 +189,19 @@ def commit(state: Path) -> None:
         copies.remove_old(bundles)
 
 
-def go_back(state: Path, code: str, text: str) -> Path:
+def go_back(state: Path, code: str, text: str, slot: str | None = None) -> Path:
     """Return from the bundle on trial to the one before it; returns the slot that is active then.
 
     Args:
         code, text: why, in one word for machines and in a sentence for people.
 
     Raises:
+        ReplacedError: another one, or none, is on trial by now.
         BundleError: nothing is on trial, or there is no whole slot to go back to.
     """
     with _changing(state, "the bundle on trial cannot be returned") as bundles:
         mark = links.settle(bundles)
+        _require(mark, slot, "trial")
         if mark is None or mark.stage != "trial":
             raise BundleError(f"no bundle is on trial in {bundles}: there is nothing to return from")
         if not _can_return(bundles, mark):
@@ -195,14 +210,16 @@ def go_back(state: Path, code: str, text: str) -> Path:
         return bundles / str(mark.before)
 
 
-def refuse(state: Path, code: str, text: str) -> None:
+def refuse(state: Path, code: str, text: str, slot: str | None = None) -> None:
     """Give up the candidate in shadow; the active bundle goes on.
 
     Raises:
+        ReplacedError: another one, or none, is the candidate by now.
         BundleError: there is no candidate.
     """
     with _changing(state, "the candidate cannot be given up") as bundles:
         mark = links.settle(bundles)
+        _require(mark, slot, "shadow")
         if mark is None or mark.stage != "shadow":
             raise BundleError(_no_candidate(bundles, mark))
         _tell(state, _mark(bundles, links.following(mark, "refused", code=code, text=text)))
@@ -211,8 +228,9 @@ def refuse(state: Path, code: str, text: str) -> None:
 def note_start(state: Path) -> Start:
     """Count a start of the daemon, durably, before anything of the bundle is loaded; says which slot to serve.
 
-    Finishes what was interrupted. Goes back when a bundle on trial was started three times and did not stay, and when
-    the active slot is damaged and the one before it is not. What cannot be written does not keep the daemon from
+    Finishes what was interrupted. Goes back when a bundle on trial was started three times and did not stay, gives up
+    one in shadow under which the daemon was started as often, and goes back when the active slot is damaged and the one
+    before it is not. What cannot be written does not keep the daemon from
     starting: `problem` tells it.
 
     Raises:
@@ -226,7 +244,7 @@ def note_start(state: Path) -> Start:
             returned = after is not None and after.stage == "returned"
             if after is not None:
                 _mark(bundles, after)
-            if after is not None and returned:
+            if after is not None and after.stage in trials.GIVEN_UP:
                 _tell(state, after)
     except BundleError as error:
         returned, problem = False, str(error)
@@ -241,7 +259,7 @@ def note_stop(state: Path) -> None:
     """
     with _changing(state, "the stop cannot be noted") as bundles:
         mark = links.settle(bundles)
-        if mark is not None and mark.stage == "trial" and mark.starts > 0:
+        if mark is not None and mark.stage in trials.UNDER_WAY and mark.starts > 0:
             _mark(bundles, msgspec.structs.replace(mark, starts=mark.starts - 1))
 
 
@@ -355,10 +373,13 @@ def _after_start(bundles: Path, mark: Trial | None) -> Trial | None:
     tried = mark is not None and mark.stage == "trial"
     if slot is not None and (problem := links.problem(slot)):
         return _leave_damaged(bundles, slot, problem, mark if tried else None)
-    if mark is None or not tried:
+    if mark is None or mark.stage not in trials.UNDER_WAY:
         return None
     starts = mark.starts + 1
-    if starts > MOST_STARTS and _can_return(bundles, mark):
+    if mark.stage == "shadow" and starts > MOST_STARTS:
+        text = f"the service ended {MOST_STARTS} times while {mark.slot} was opened or in shadow"
+        return links.following(mark, "refused", code="crashed", text=text)
+    if mark.stage == "trial" and starts > MOST_STARTS and _can_return(bundles, mark):
         text = f"{mark.slot} was started {MOST_STARTS} times and did not stay; {mark.before} is in charge again"
         return links.following(mark, "returned", code="crashed", text=text)
     return msgspec.structs.replace(mark, starts=starts)
@@ -382,6 +403,12 @@ def _leave_damaged(bundles: Path, slot: Path, problem: str, mark: Trial | None) 
         code="damaged",
         text=text,
     )
+
+
+def _require(mark: Trial | None, slot: str | None, *stages: str) -> None:
+    if slot is not None and (mark is None or mark.slot != slot or mark.stage not in stages):
+        now = f"{mark.slot} is {mark.stage.replace('_', ' ')}" if mark is not None else "nothing is under way"
+        raise ReplacedError(f"{slot} is not what is wanted any more: {now}")
 
 
 def _can_return(bundles: Path, mark: Trial) -> bool:
