@@ -428,8 +428,8 @@ class Changeover:
         """
         while True:
             try:
-                return (
-                    yield from self._errand("return", lambda: slots.go_back(self._state, why.code, why.text, left.name))
+                slot = yield from self._errand(
+                    "return", lambda: slots.go_back(self._state, why.code, why.text, left.name)
                 )
             except slots.ReplacedError:
                 raise
