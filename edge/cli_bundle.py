@@ -35,6 +35,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     install.add_argument("--unsigned", action="store_true",
                          help="SOURCE is a bundle's folder that nobody vouches for; `info` will tell")  # fmt: skip
     install.add_argument("--now", action="store_true", help="without a time in shadow beside the active one")
+    install.add_argument("--product", help="instead of update.product, or the active one's")
     status = _command(what, "status", _status, "which bundles are here, how they came, what they do on this device")
     status.add_argument("--json", action="store_true", help="for programs")
     rollback = _command(what, "rollback", _rollback, "go back to the bundle before this one")
@@ -96,7 +97,7 @@ def _install(options: argparse.Namespace) -> int:
         return _install_unsigned(config, Path(options.source), options.now)
     if repository is None:
         raise UsageError(_why_not(options.source))
-    outcome = updating.update(config, repository, explicit=True, now=options.now, say=_say)
+    outcome = updating.update(config, repository, product=options.product, explicit=True, now=options.now, say=_say)
     return _end(outcome)
 
 

@@ -147,6 +147,10 @@ def _guarded(attempt: Attempt, look: Callable[[], UpdateOutcome]) -> UpdateOutco
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         code, text = "failed", f"the update stopped: {error.strerror or error}{where}; try again"
+    except Exception as error:  # a fault of ours, told elsewhere; here it must not look as if it went on for ever
+        text = f"a fault of the program stopped the update: {type(error).__name__}"
+        outcomes.write(attempt.site.state, _outcome("failed", "internal", text, attempt.origin, attempt.transaction))
+        raise
     kind = "failed" if code in PASSING else "refused"
     return _outcome(kind, code, text, attempt.origin, attempt.transaction)
 

@@ -18,10 +18,10 @@ import pytest
 from edge import cli, installing, loading, updating
 from edge.bundle import manifest as manifests
 from edge.bundle import outcome as outcomes
-from edge.bundle import slots, stick
+from edge.bundle import overview, slots, stick
 from edge.bundle.trust import Offer
 from edge.config import Config, Paths, SimulatedCamera, Update
-from edge.errors import TrustError
+from edge.errors import BundleError, TrustError
 from edge.event import UpdateOutcome
 from edge.installing import Site
 from edge.updating import Attempt, choose, import_stick, update
@@ -369,6 +369,31 @@ def test_what_cannot_be_done_is_one_message(
     assert edge(*(word.format(**places) for word in words), "--config", written(config, tmp_path)) == 2
     said = capsys.readouterr().err
     assert expected in said and said.count("edge: ") == 1 and "Traceback" not in said
+
+
+def test_a_fault_of_the_program_leaves_word_too(first: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(installing, "install", fault)
+    with pytest.raises(ZeroDivisionError):
+        update(config, str(first))
+    last = outcomes.read(state_of(config))
+    assert last is not None and (last.outcome, last.code) == ("failed", "internal") and "ZeroDivisionError" in last.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="wants to become somebody else")
+def test_what_may_not_be_read_is_not_called_empty(config: Config, tmp_path: Path) -> None:
+    (state_of(config) / "bundles").mkdir(mode=0o700)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        try:
+            overview.overview(state_of(config), loading.here(config.runtime), config.runtime)
+        except BundleError as error:
+            os._exit(0 if "run it as root or as the daemon's user" in str(error) else 2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_root_of_trust_is_looked_at_before_it_is_believed(

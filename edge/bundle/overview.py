@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -56,8 +57,12 @@ def overview(state: Path, here: Here, runtime: Runtime) -> Overview:
 
     Args:
         here: this device; a passport that was made on another one decides nothing. runtime: as the site wants it.
+
+    Raises:
+        BundleError: this user may not read it.
     """
     problem = ""
+    _require_readable(state / "bundles")
     try:
         active = _held(state, slots.active(state), here, runtime)
     except BundleError as error:
@@ -71,6 +76,20 @@ def overview(state: Path, here: Here, runtime: Runtime) -> Overview:
         last=outcomes.read(state),
         problem=problem,
     )
+
+
+def _require_readable(bundles: Path) -> None:
+    """What may not be looked into must not read as "no bundle".
+
+    Raises:
+        BundleError: it is closed to this user.
+    """
+    try:
+        if bundles.exists():
+            os.listdir(bundles)
+    except OSError as error:
+        text = f"{bundles} cannot be read: {error.strerror or error}"
+        raise BundleError(f"{text}; run it as root or as the daemon's user") from error
 
 
 def _if_readable(state: Path, slot: Path | None, here: Here, runtime: Runtime) -> Held | None:

@@ -84,7 +84,9 @@ def put(root: RootFile, at: Path, replace: bool) -> bool:
         if old is not None and not replace:
             text = f"this device believes another root already, {at}; whoever holds that one signs its bundles"
             raise TrustError("other_root", f"{text}: to change the publisher, give --replace")
-        at.parent.mkdir(parents=True, exist_ok=True)
+        if not at.parent.is_dir():
+            at.parent.mkdir(parents=True)
+            at.parent.chmod(0o755)  # whatever the umask: the daemon reads it too
         write_whole(at, root.data)
         os.chmod(at, MODE)
     except OSError as error:
