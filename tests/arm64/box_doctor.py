@@ -25,8 +25,8 @@ def check(guest: Guest, work: Path, report: Report) -> None:
         by_severity.setdefault(finding["severity"], []).append(f"{finding['subject']}/{finding['code']}")
     broken = [f for f in found["findings"] if f["severity"] == "error" and f["subject"] in MUST_BE_WELL]
     expect(not broken, f"edge doctor finds {broken}")
-    runtime = [f["text"] for f in found["findings"] if f["subject"] == "runtime" and "ONNX Runtime" in f["text"]]
-    expect(runtime, "edge doctor says nothing of ONNX Runtime")
+    runtime = [f["text"] for f in found["findings"] if f["subject"] == "runtime" and f["code"] == "loads"]
+    expect(runtime and runtime[0].startswith("onnxruntime "), f"edge doctor says of the runtime: {runtime}")
     report.show(f"edge doctor --json: exit code {done.code}, {found['summary']}", **found["summary"])
     for severity in ("error", "warning", "unknown"):
         report.show(f"{severity}: {', '.join(by_severity.get(severity, [])) or 'none'}")

@@ -98,10 +98,9 @@ def check(guest: Guest, bundle: Path, work: Path, report: Report) -> None:
     _refused(guest, stick, work, "no_root", "before anybody is trusted", before, report)
     _trust(guest, publisher.root, report)
     with line.running(guest, work, "changeover", TRIAL) as watched:
-        first = watched.wait_for("/bundle", 1, 60)[-1]
-        expect(first["active"]["version"] == before, f"in charge is {first['active']}")
+        _wait_stage(watched, "committed", before)
         _install(guest, stick, work, publisher.product, newer, report)
-        _wait_kept(watched, newer, report)
+        _check_kept(watched, newer, report)
         _check_status(guest, newer, before, report)
         publisher.add()
         _refused(guest, _spoiled(publisher), work, "tampered", "with one byte changed in a bundle", newer, report)
@@ -153,14 +152,19 @@ def _install(guest: Guest, stick: Path, work: Path, product: str, version: int, 
     expect(held["picked"].endswith(".onnx"), f"picked was {held['picked']!r}")
 
 
-def _wait_kept(watched: line.Watched, version: int, report: Report) -> None:
+def _wait_stage(watched: line.Watched, stage: str, version: int) -> None:
+    """Until `bundle` says that this one is in charge, at that stage."""
+
+    def told() -> bool:
+        last = watched.messages("/bundle")[-1:]
+        return bool(last and (last[0]["stage"], last[0]["active"]["version"]) == (stage, version))
+
+    watched.supervisor.wait(told, TRIED_S, f"{version} {stage} on `bundle`")
+
+
+def _check_kept(watched: line.Watched, version: int, report: Report) -> None:
     """The daemon has it run in shadow, takes it over, and keeps it."""
-
-    def kept() -> bool:
-        told = watched.messages("/bundle")[-1]
-        return bool(told["stage"] == "committed" and told["active"]["version"] == version and told["candidate"] is None)
-
-    watched.supervisor.wait(kept, TRIED_S, f"{version} in charge for good")
+    _wait_stage(watched, "committed", version)
     stages = [(told["stage"], told["active"]["version"]) for told in watched.messages("/bundle")]
     order = [stage for n, stage in enumerate(stages) if n == 0 or stage != stages[n - 1]]
     told = watched.messages("/bundle")[-1]
@@ -182,9 +186,7 @@ def _roll_back(
 ) -> None:  # fmt: skip
     done = guest.must("/usr/local/bin/edge", "bundle", "rollback", "--reason", "to show that it can be done")
     report.show(f"edge bundle rollback: {done.out.strip()}")
-    watched.supervisor.wait(
-        lambda: watched.messages("/bundle")[-1]["active"]["version"] == version, TRIED_S, f"{version} in charge again"
-    )
+    _wait_stage(watched, "committed", version)
     digest = watched.messages("/bundle")[-1]["active"]["digest"]
     seen = len(watched.messages("/result"))
     watched.supervisor.wait(

@@ -34,11 +34,11 @@ class Service:
         privileges = ["--no-new-privs"] if self.no_new_privileges else []
         if self.no_capabilities:
             privileges += ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
-        groups = ",".join((self.group, *self.groups))
+        groups = f"--groups={','.join((self.group, *self.groups))}" if self.groups else "--init-groups"
         enter = 'umask "$1"; cd "$2"; shift 2; exec "$@"'
         return [
             "/bin/sh", "-c", enter, "service", self.umask, self.folder,
-            "/usr/bin/setpriv", f"--reuid={self.user}", f"--regid={self.group}", f"--groups={groups}", *privileges,
+            "/usr/bin/setpriv", f"--reuid={self.user}", f"--regid={self.group}", groups, *privileges,
             "--", *self.command,
         ]  # fmt: skip
 
