@@ -134,7 +134,7 @@ def install(
     running = daemon_runs(state)
     stage = mark.stage
     if stage == "shadow" and (now or not running):
-        slots.activate(state)
+        slots.activate(state, slot.name)
         stage = "trial"
     return Installed(slot, manifest, passport, stage, running)
 
