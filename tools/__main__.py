@@ -45,6 +45,7 @@ STEPS = {
     "drift_compare": ("drift_compare", "what the drift autoencoders of several products see, side by side"),
     "arl": ("arl", "how long a drift monitor stays calm and how soon it speaks, by simulation"),
     "good_parts": ("good_parts", "pack a bundle for a product of which only good parts are known"),
+    "restate": ("restate", "state hardware, calibration and terms of a bundle that stands"),
     "make_bundle": ("make_bundle", "put models, recipe, golden samples, passport and card together"),
     "publish": ("publish", "sign bundles and publish them for devices: keys, repository, expiry, revocation"),
 }

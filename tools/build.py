@@ -77,13 +77,14 @@ def stages(args: argparse.Namespace, product: str) -> Iterator[Stage]:
     passport = ("passport", *data, "--models", str(models), "--reference", str(checkpoint), *recipe)
     passport += ("--limit", *args.passport_limit) if args.passport_limit else ()
     yield Stage("passport", (*passport, "--out", str(out / "passport")))
-    yield Stage("make_bundle", tuple(_bundle(args, recipe)))
+    yield Stage("make_bundle", tuple(_bundle(args, images, recipe)))
 
 
-def _bundle(args: argparse.Namespace, recipe: Sequence[str]) -> Iterator[str]:
+def _bundle(args: argparse.Namespace, images: Path, recipe: Sequence[str]) -> Iterator[str]:
     out = args.out
     yield from ("make_bundle", "--data", str(args.data), "--models", str(out / "models"), *recipe)
-    yield from ("--out", str(args.bundle), "--passport", str(out / "passport"), "--new-card", "--evaluation")
+    yield from ("--out", str(args.bundle), "--passport", str(out / "passport"), "--new-card")
+    yield from ("--calibration", str(images), "--evaluation")
     yield from (f"{name}={out / 'evaluate' / name / 'evaluate.json'}" for name in FORMS)
     yield "--records"
     yield from (str(path) for path in args.records)
@@ -123,8 +124,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--algorithm", help="of quantization's calibration (default: the best of all, by comparison)")
     p.add_argument("--limit", type=float, default=0.2, help="points of AP33 that INT8 may lose before it is trained")
     p.add_argument("--passport-limit", nargs="*", default=[], metavar="LIMIT", help="e.g. int8.ap33_drop=0.004")
-    p.add_argument("--fold", action="store_true", help="temperature into the network, not the thresholds: published "
-                   "confidences are honest then, and boxes under 0.01 of them are not seen any more")
+    p.add_argument(
+        "--fold",
+        action="store_true",
+        help="temperature into the network, not the thresholds: published "
+        "confidences are honest then, and boxes under 0.01 of them are not seen any more",
+    )
     p.add_argument("--escape", type=float, default=0.01, help="wanted: bad parts judged OK (%(default)s)")
     p.add_argument("--overkill", type=float, default=0.02, help="wanted: good parts judged NG (%(default)s)")
     p.add_argument("--notes", type=Path, help="Markdown to put before the card's limits")

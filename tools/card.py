@@ -17,6 +17,7 @@ from tools.dataset import Dataset
 from tools.markdown import table
 from tools.network import STRIDE
 from tools.records import Record, command_of, shorten, shorten_text
+from tools.statement import paragraph
 
 MARK = "<!-- Written by `python -m tools make_bundle` from run records; a card without this line is left as it is. -->"
 NOT_MEASURED = "Not measured: no record was given."
@@ -35,6 +36,7 @@ class Facts:
         files: name and size in bytes of every model. evaluations: records of `evaluate` by the name of their row.
         passport: as `passport` writes it. before, after: files whose size and time are compared.
         plots: title and file inside the bundle. notes: Markdown by hand, put before the limits.
+        stated: hardware, calibration and licences, as the manifest has them.
     """
 
     product: str
@@ -50,6 +52,7 @@ class Facts:
     after: str = "detector.x86_64.int8.nb"
     plots: Sequence[tuple[str, str]] = ()
     notes: str = ""
+    stated: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, *steps: str) -> list[Record]:
         """The records of some steps, oldest first."""
@@ -118,7 +121,9 @@ def _head(facts: Facts) -> list[str]:
         f"head at stride {STRIDE}{parameters}. Hashes of all files are in `manifest.json`, thresholds in the recipe."
     )
     sizes = table([["file", "bytes"], *([f"`{name}`", f"{size:,}"] for name, size in facts.files.items())])
-    return [f"# Model card: `{facts.product}` {facts.version}", "", *wrapped(text), "", *sizes]
+    more = paragraph(facts.stated)
+    lines = [f"# Model card: `{facts.product}` {facts.version}", "", *wrapped(text), ""]
+    return [*lines, *more, *([""] if more else []), *sizes]
 
 
 def _data(facts: Facts) -> list[str]:

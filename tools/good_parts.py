@@ -23,6 +23,7 @@ from tools.judges import JUDGES, artifact_of, features_of, judge_entry, section
 from tools.make_bundle import CARD, RECIPE, in_place_of, next_version, replay_as_device
 from tools.markdown import table
 from tools.run_record import write_record
+from tools.statement import add_arguments, stated
 
 
 def trunk_files(models: Path) -> list[str]:
@@ -69,6 +70,7 @@ def build(args: argparse.Namespace, staging: Path) -> Manifest:
     width, height = args.size
     shape = {"width": width, "height": height, "channels": args.channels}
     (staging / CARD).write_text(write_card(args, version, staging, section(folders, staging)), encoding="utf-8")
+    artifacts = [artifact_of(name, "detector") for name in names]
     fields: dict[str, Any] = {
         "product": args.product,
         "version": version,
@@ -77,7 +79,8 @@ def build(args: argparse.Namespace, staging: Path) -> Manifest:
         "strides": [],
         "features": features_of(args.models, manifests.Input(**shape)),
         "judges": entries,
-        "artifacts": [artifact_of(name, "detector") for name in names],
+        "artifacts": artifacts,
+        **stated(args, artifacts),
     }
     return manifests.build(staging, manifests.Fields(**fields))  # type: ignore[typeddict-item]
 
@@ -104,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--recipe", type=Path, required=True, help="the product's recipe")
     p.add_argument("--try-on", type=Path, required=True, help="folder of images that every runtime must judge")
     p.add_argument("--notes", type=Path, required=True, help="Markdown: data, licence, limits")
+    add_arguments(p)
     p.add_argument("--version", type=int, help="counts the bundles of the product (default: one more than in --out)")
     p.add_argument("--out", type=Path, required=True, help="the bundle, e.g. models/PRODUCT")
     return p

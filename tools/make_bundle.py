@@ -36,6 +36,7 @@ from tools.network import STRIDE
 from tools.passport import JSON, MARKDOWN
 from tools.records import Record, read_record
 from tools.run_record import write_record
+from tools.statement import add_arguments, stated
 
 ACCURACY = ("ap33_pooled", "ap33_class_mean", "map50", "map50_95", "f33_best")
 RECIPE, CARD, PLOTS = "recipe.toml", "CARD.md", "plots"
@@ -332,6 +333,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--before", default=Facts.before, help="model whose time and size are before (%(default)s)")
     p.add_argument("--product", help="default: the dataset's")
     p.add_argument("--version", type=int, help="counts the bundles of the product (default: one more than in --out)")
+    add_arguments(p)
     p.add_argument("--created", help="e.g. 2026-01-31T12:00:00Z (default: now)")
     return p
 
@@ -372,6 +374,8 @@ def build(args: argparse.Namespace, staging: Path) -> tuple[Manifest, Golden]:
         for name in (JSON, MARKDOWN):
             shutil.copyfile(args.passport / name, staging / name)
     product = args.product or data.product
+    artifacts = [artifact(name) for name in names]
+    more = stated(args, artifacts, data.licence, records)
     if has_card_by_hand(args.out) and not args.new_card:
         shutil.copyfile(args.out / CARD, staging / CARD)
         copy_plots(staging, records, evaluations)
@@ -379,7 +383,7 @@ def build(args: argparse.Namespace, staging: Path) -> tuple[Manifest, Golden]:
         facts = Facts(
             product, version, data, data_hash(data.samples), {name: (staging / name).stat().st_size for name in names},
             golden, records, evaluations, passport, args.before, plots=copy_plots(staging, records, evaluations),
-            notes=args.notes.read_text(encoding="utf-8") if args.notes else "",
+            notes=args.notes.read_text(encoding="utf-8") if args.notes else "", stated=more,
         )  # fmt: skip
         (staging / CARD).write_text(write_card(facts), encoding="utf-8")
     fields = manifests.Fields(
@@ -388,9 +392,10 @@ def build(args: argparse.Namespace, staging: Path) -> tuple[Manifest, Golden]:
         classes=list(data.classes),
         input={"width": data.spec.width, "height": data.spec.height, "channels": data.spec.channels},
         strides=[STRIDE],
-        artifacts=[artifact(name) for name in names],
+        artifacts=artifacts,
         golden=f"{FOLDER}/{EXPECTED}",
         figures=collect_figures(evaluations, records),
+        **more,
     )
     if passport is not None:
         fields["passport"] = JSON
