@@ -66,6 +66,12 @@ def started_three_times(state: Path, made: Path) -> None:
         slots.note_start(state)
 
 
+def started_in_shadow(state: Path, made: Path) -> None:
+    one_in_shadow(state, made)
+    for _ in range(3):
+        slots.note_start(state)
+
+
 def active_damaged(state: Path, made: Path) -> None:
     two_installed(state, made)
     (slots.active(state) / "CARD.md").write_text("x")
@@ -99,6 +105,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "over a damaged active slot": Scenario(active_damaged, lambda s, m: [*install_steps(s, m)], 300),
     "another candidate": Scenario(one_in_shadow, lambda s, m: [lambda: put_and_stage(s, m / "4")], 300),
     "the fourth start": Scenario(started_three_times, lambda s, _: [lambda: slots.note_start(s)], 60),
+    "the fourth start in shadow": Scenario(started_in_shadow, lambda s, _: [lambda: slots.note_start(s)], 60),
     "a start with a damaged slot": Scenario(active_damaged, lambda s, _: [lambda: slots.note_start(s)], 60),
     "a start and a stop": Scenario(
         one_on_trial, lambda s, _: [lambda: slots.note_start(s), lambda: slots.note_stop(s)], 60

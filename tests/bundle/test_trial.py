@@ -182,6 +182,54 @@ def test_three_starts_and_no_more(state: Path, bring: Bring) -> None:
     assert again.slot == one and not again.returned, "told once"
 
 
+def test_a_candidate_that_ends_the_service_three_times_is_given_up(state: Path, bring: Bring) -> None:
+    """A model may take the whole process with it when it is opened beside the active one."""
+    one, two = stays(state, bring, 1), bring(2)
+    for number in (1, 2, 3):
+        assert slots.note_start(state).slot == one
+        assert (mark(state).stage, mark(state).starts) == ("shadow", number)
+    start = slots.note_start(state)
+    assert start.slot == one and not start.returned and slots.candidate(state) is None
+    assert (mark(state).stage, mark(state).code) == ("refused", "crashed")
+    assert mark(state).text == f"the service ended 3 times while {two.name} was opened or in shadow"
+    last = outcomes.read(state)
+    assert last is not None and (last.outcome, last.code) == ("refused", "crashed")
+
+
+def test_starts_in_shadow_are_not_those_on_trial(state: Path, bring: Bring) -> None:
+    stays(state, bring, 1)
+    two = bring(2)
+    for _ in range(3):
+        slots.note_start(state)
+    slots.activate(state)
+    assert mark(state).starts == 0
+    assert slots.note_start(state).slot == two and mark(state).starts == 1
+
+
+Change = Callable[[Path, str], object]
+CHANGES: dict[str, tuple[Change, str]] = {  # and the stage that it needs
+    "activate": (lambda state, slot: slots.activate(state, slot), "shadow"),
+    "refuse": (lambda state, slot: slots.refuse(state, "differs", "it differs", slot), "shadow"),
+    "commit": (lambda state, slot: slots.commit(state, slot), "trial"),
+    "go back": (lambda state, slot: slots.go_back(state, "slow", "it is slow", slot), "trial"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_another_bundle_than_the_one_that_is_meant(name: str, state: Path, bring: Bring) -> None:
+    change, stage = CHANGES[name]
+    stays(state, bring, 1)
+    two, three = bring(2), bring(3)  # three took its place while somebody still looks at two
+    if stage == "trial":
+        slots.activate(state)
+    stamp, now = slots.trial_stamp(state), slots.active(state)
+    with pytest.raises(slots.ReplacedError, match=f"{two.name} is not what is wanted any more: {three.name} is"):
+        change(state, two.name)
+    assert slots.trial_stamp(state) == stamp and slots.active(state) == now
+    change(state, three.name)
+    assert slots.trial_stamp(state) != stamp
+
+
 def test_a_stop_in_order_does_not_count(state: Path, bring: Bring) -> None:
     stays(state, bring, 1)
     two = bring(2)
