@@ -7,6 +7,7 @@ from pathlib import Path
 from edge.bundle import manifest as manifests
 from edge.bundle import outcome as outcomes
 from edge.bundle import slots
+from edge.bundle.trial import Trial
 from edge.changeover import Changeover
 from edge.clock import Clock
 from edge.errors import BundleError
@@ -47,15 +48,24 @@ class BundleTeller:
         self._tell(now_ns)
 
     def _read(self) -> None:
-        trial = slots.read_trial(self._state)
-        under_way = trial is not None and trial.stage in ("shadow", "trial")
-        self._stage = trial.stage if trial is not None and under_way else "committed"
+        trial, served = slots.read_trial(self._state), self._changeover.slot
+        on_trial = trial is not None and trial.stage == "trial" and trial.slot == served.name
+        in_shadow = trial is not None and trial.stage == "shadow"
+        self._stage = "trial" if on_trial else "shadow" if in_shadow else "committed"
         self._last = outcomes.read(self._state)
-        active = _ref(self._state, self._changeover.slot)
+        active = _ref(self._state, served)
         if active is not None:
-            coming = trial is not None and trial.stage == "shadow"
-            candidate = self._state / "bundles" / trial.slot if trial is not None and coming else None
-            self._refs = active, _ref(self._state, slots.previous(self._state)), _ref(self._state, candidate)
+            self._refs = active, _ref(self._state, slots.previous(self._state)), _ref(self._state, self._coming(trial))
+
+    def _coming(self, trial: Trial | None) -> Path | None:
+        """The slot that is to be in charge and is not yet."""
+        if trial is not None and trial.stage == "shadow":
+            return self._state / "bundles" / trial.slot
+        try:
+            active = slots.active(self._state)
+        except BundleError:
+            return None
+        return active if active != self._changeover.slot else None
 
     def _tell(self, now_ns: int) -> None:
         assert self._refs is not None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -29,7 +29,7 @@ from edge.errors import BundleError, EdgeError
 from edge.event import Disagreement, Topics, Why
 from edge.files import write_whole
 from edge.fronts import Front
-from edge.incumbent import Incumbent, make_incumbent
+from edge.incumbent import Incumbent, holds, make_incumbent
 from edge.keeping import pictured
 from edge.outbox import Draft, Kind
 from edge.part import Part
@@ -41,6 +41,7 @@ from edge.station import Station
 log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
+DISK_ADVICE = "Free space on the state disk or replace it: it is tried again."
 RETRY_LOOKS = 25  # between two attempts to write what the disk did not take
 LOOK_NS = 200_000_000  # how often it looks for news and for the end of an errand
 PATIENCE_NS = 2_000_000_000  # a line that has always a part waiting is kept waiting for one step so often
@@ -66,6 +67,15 @@ class Wanted:
 
     slot: Path
     shadow: bool
+
+
+class _Before(msgspec.Struct, kw_only=True):
+    """What was usual of the bundle before the one in `slot`, and which signals had drifted under it."""
+
+    slot: str
+    not_ok_share: float | None
+    frame_ms: float | None
+    moved: list[str]
 
 
 class GivenUpError(EdgeError):
@@ -111,7 +121,7 @@ class Changeover:
         self._usual = Usual()
         self._moved_before: set[str] = set()  # signals of drift that moved under the bundle before
         self._part: Part | None = None  # the latest one that nobody in shadow has seen
-        self._failed: tuple[Path, float | None] | None = None  # a slot that could not be opened, and by which mark
+        self._failed: tuple[str, float | None] | None = None  # a slot that could not be opened, and by which mark
         self._need, self._due_ns, self._went_on_ns = Need.LOOK, 0, clock.mono_ns()
         self._looks = self._tries = False  # a bundle is in shadow, on trial
         self.shadow: Shadow | None = None
@@ -122,8 +132,10 @@ class Changeover:
 
     def settled(self, part: Part) -> None:
         """See `edge.ports.Beside`."""
-        at = part.trigger.at_mono_ns if part.trigger is not None else None
-        self._rhythm.note(at if at is not None else part.inspections[0].frame.captured_mono_ns)
+        if part.trigger is not None:
+            self._rhythm.note(part.trigger.at_mono_ns)
+        for inspection in part.inspections if part.trigger is None else ():
+            self._rhythm.note(inspection.frame.captured_mono_ns, inspection.frame.camera)
         if part.verdict is not None or part.loss in BLAMED:
             for follower in self._followers():
                 follower.part(not part.passed)
@@ -134,6 +146,7 @@ class Changeover:
         if self._looks and self.shadow is not None and part.inspections:
             for _ in self._part.inspections if self._part is not None else ():
                 self.shadow.no_time()
+            self.shadow.came(self._clock.mono_ns())
             self._part = part
 
     def fault(self, text: str) -> None:
@@ -191,7 +204,7 @@ class Changeover:
             self._station.alarm("bundle", "warning", start.problem, "Free space on the state disk or replace it.")
         if start.trial is None or start.trial.stage != "trial":
             return
-        self._usual = self._read_usual()
+        self._remember(start.slot)
         try:
             yield from self._on_trial(None, start.trial.starts)
         except Exception as error:
@@ -208,10 +221,10 @@ class Changeover:
             stamp = slots.trial_stamp(self._state)
             trial = slots.read_trial(self._state) if stamp != seen else None
             seen = stamp
-            if trial is not None and trial.stage == "shadow":
+            if trial is not None and trial.stage == "shadow" and self._failed != (trial.slot, trial.began):
                 return Wanted(self._state / "bundles" / trial.slot, shadow=True)
             active = self._active()  # looked at each time: the mark is there before its link
-            if active is not None and active != self.slot and self._failed != (active, self._began()):
+            if active is not None and active != self.slot and self._failed != (active.name, self._began()):
                 return Wanted(active, shadow=False)
 
     def _began(self) -> float | None:
@@ -243,15 +256,9 @@ class Changeover:
     def _open(self, slot: Path) -> Steps[Incumbent]:
         """Load a bundle in this thread, a step at a time and none while a part waits."""
         config, marks = self._config, self._state / "trials"
-        manifest = yield from self._errand("prepare", lambda: serving.prepare(slot, config.runtime, marks))
+        prepared = yield from self._errand("prepare", lambda: serving.prepare(slot, config, marks))
         steps = serving.opening(
-            slot,
-            config.runtime,
-            recipe_file=Path(config.paths.recipe) if config.paths.recipe else None,
-            recipe_folder=Path(config.paths.recipes) if config.paths.recipes else None,
-            cameras=[camera.id for camera in config.camera],
-            trial_marks=marks,
-            manifest=manifest,
+            slot, config.runtime, trial_marks=marks, manifest=prepared.manifest, recipes=prepared.recipes
         )
         while True:
             yield Need.GAP
@@ -261,8 +268,8 @@ class Changeover:
             except StopIteration as done:
                 product: serving.Product = done.value
                 break
-            finally:
-                self._front.held(began_ns, self._clock.mono_ns())
+            finally:  # what loads a model may hold the interpreter, whatever runs it later
+                self._front.held(began_ns, self._clock.mono_ns(), holds=True)
         yield Need.GAP
         incumbent = make_incumbent(config, product, self._clock)
         self._front.check(incumbent)
@@ -282,7 +289,7 @@ class Changeover:
         self.shadow = shadow = Shadow(limits, self._clock.mono_ns())
         self._looks = True
         log.info("%s looks at parts beside %s", slot.name, self.slot.name)
-        while not shadow.over(self._clock.mono_ns()):
+        while not shadow.over():
             yield Need.PART
             self._still(slot, "shadow")
             part, self._part = self._part, None
@@ -306,7 +313,7 @@ class Changeover:
             log.debug("a look in shadow failed", exc_info=True)
             raise GivenUpError("fault", f"frame {seen.frame.number} could not be judged: {error}") from error
         ended_ns = self._clock.mono_ns()
-        self._front.held(began_ns, ended_ns)
+        self._front.held(began_ns, ended_ns, holds(incumbent.product))
         agreement = compare(seen.verdict.kind, other.verdict.kind)
         shadow.note(agreement, ended_ns - began_ns)
         if agreement is not Agreement.AGREED:
@@ -341,23 +348,30 @@ class Changeover:
             raise slots.ReplacedError(f"{slot.name} is not wanted any more")
 
     def _activate(self, slot: str) -> Path:
-        """The link first: whoever dies now starts with the new bundle on trial."""
-        usual = {"not_ok_share": self._usual.not_ok_share, "frame_ms": self._usual.frame_ms}
+        """The link first: whoever dies now starts with the new bundle on trial, and knows what was usual before it."""
+        before = _Before(
+            slot=slot,
+            not_ok_share=self._usual.not_ok_share,
+            frame_ms=self._usual.frame_ms,
+            moved=sorted(self._station.drifted()),
+        )
         try:
             path = self._state / "update" / USUAL
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, msgspec.json.encode(usual))
+            write_whole(path, msgspec.json.encode(before))
         except OSError as error:
             log.warning("what is usual of the bundle before cannot be kept: %s", error)
         return slots.activate(self._state, slot)
 
-    def _read_usual(self) -> Usual:
-        """What was usual of the bundle before the one on trial, as it was when that took over."""
+    def _remember(self, slot: Path) -> None:
+        """What was usual of the bundle before this one, as it was when this one took over in an earlier run."""
         try:
-            known = msgspec.json.decode((self._state / "update" / USUAL).read_bytes(), type=dict[str, float | None])
+            before = msgspec.json.decode((self._state / "update" / USUAL).read_bytes(), type=_Before)
         except (OSError, msgspec.MsgspecError):
-            return Usual()
-        return Usual(known.get("not_ok_share"), known.get("frame_ms"))
+            return
+        if before.slot == slot.name:
+            self._usual = Usual(before.not_ok_share, before.frame_ms)
+            self._moved_before = set(before.moved)
 
     def _swap(self, incumbent: Incumbent, slot: Path) -> None:
         """Put it in charge, between two parts: some references are exchanged."""
@@ -374,37 +388,43 @@ class Changeover:
         """See whether it stays; else return to the one before, which is still loaded unless this is a new start."""
         usual, self._usual = self._usual, Usual()
         self.probation = probation = Probation(self._config.trial, usual, self._clock.mono_ns(), starts)
-        slot, self._tries = self.slot, True
+        self._tries = True
+        try:
+            stayed = yield from self._judged(probation)
+        except slots.ReplacedError:
+            self._usual = usual  # its parts say nothing of the bundle that comes now
+            raise
+        finally:
+            self._tries = False
+            probation.end(self._clock.mono_ns())
+        if isinstance(stayed, Return):
+            self._usual = usual
+            yield from self._return(before, stayed)
+
+    def _judged(self, probation: Probation) -> Steps[Return | None]:
+        """Wait until it stays, or has to return.
+
+        Raises:
+            ReplacedError: something else is wanted by now.
+        """
+        slot = self.slot
         while True:
             yield Need.LOOK
             self._still(slot, "trial")
             why = probation.wrong(self._station.drifted() - self._moved_before)
             if why is not None and self._has_before():
-                self._tries, self._usual = False, usual
-                yield from self._return(before, why)
-                return
+                return why
             if why is not None:
                 self._tell_given_up(f"{slot.name} goes on, since there is no bundle before it: {why.text}")
-            if probation.passed(self._clock.mono_ns()) and (yield from self._commit(slot)):
-                return
+            if probation.passed(self._clock.mono_ns()):
+                yield from self._kept("commit", lambda: slots.commit(self._state, slot.name))
+                self._station.over("bundle")
+                log.info("%s stays", slot.name)
+                return None
 
     def _has_before(self) -> bool:
         trial = slots.read_trial(self._state)
         return trial is not None and trial.before is not None
-
-    def _commit(self, slot: Path) -> Steps[bool]:
-        """Have it stay; False when the disk does not take that, which is tried again."""
-        try:
-            yield from self._errand("commit", lambda: slots.commit(self._state, slot.name))
-        except slots.ReplacedError:
-            raise
-        except EdgeError as error:
-            self._station.alarm("bundle", "warning", str(error), "Free space on the state disk or replace it.")
-            return False
-        self._station.over("bundle")
-        self._station.over("bundle_disk")
-        log.info("%s stays", slot.name)
-        return True
 
     def _return(self, before: tuple[Incumbent, Path] | None, why: Return) -> Steps[None]:
         """Back at once where the bundle before is still loaded; the disk is asked until it takes that."""
@@ -413,34 +433,12 @@ class Changeover:
             yield Need.GAP
             self._swap(*before)
             self._tell_given_up(f"{left.name} was returned to {self.slot.name}: {why.text}")
-        slot = yield from self._go_back(left, why)
+        slot = yield from self._kept("return", lambda: slots.go_back(self._state, why.code, why.text, left.name))
         if before is None:
             incumbent = yield from self._open(slot)
             yield Need.GAP
             self._swap(incumbent, slot)
             self._tell_given_up(f"{left.name} was returned to {slot.name}: {why.text}")
-
-    def _go_back(self, left: Path, why: Return) -> Steps[Path]:
-        """Have the disk know it, however long that takes.
-
-        Raises:
-            ReplacedError: something else is wanted by now.
-        """
-        while True:
-            try:
-                slot = yield from self._errand(
-                    "return", lambda: slots.go_back(self._state, why.code, why.text, left.name)
-                )
-            except slots.ReplacedError:
-                raise
-            except EdgeError as error:
-                text = f"that {left.name} was returned cannot be kept, a restart would serve it: {error}"
-                self._station.alarm("bundle_disk", "error", text, "Free space on the state disk or replace it.")
-                for _ in range(RETRY_LOOKS):
-                    yield Need.LOOK
-            else:
-                self._station.over("bundle_disk")
-                return slot
 
     def _give_up(self, wanted: Wanted, error: Exception) -> Steps[None]:
         """What cannot come into charge is left where it is; the bundle in charge goes on."""
@@ -451,21 +449,34 @@ class Changeover:
             log.error("%s cannot come into charge", wanted.slot.name, exc_info=error)
         code = error.code if isinstance(error, GivenUpError) else "cannot_serve"
         text, name = str(error) or type(error).__name__, wanted.slot.name
-        self._failed = wanted.slot, self._began()
+        self._failed = name, self._began()
         trial = slots.read_trial(self._state)
         if wanted.shadow:
-            yield from self._settle_quietly("refuse", lambda: slots.refuse(self._state, code, text, name))
+            yield from self._kept("refuse", lambda: slots.refuse(self._state, code, text, name))
         elif trial is not None and trial.stage == "trial":
-            yield from self._settle_quietly("return", lambda: slots.go_back(self._state, code, text, name))
+            yield from self._kept("return", lambda: slots.go_back(self._state, code, text, name))
         elif slots.previous(self._state) == self.slot:  # a rollback to what cannot be served must not outlive a restart
-            yield from self._settle_quietly("rollback", lambda: slots.rollback(self._state, text))
+            yield from self._kept("rollback", lambda: slots.rollback(self._state, text))
         self._tell_given_up(f"{name} was given up, {self.slot.name} goes on: {text}")
 
-    def _settle_quietly(self, name: str, call: Callable[[], Any]) -> Steps[None]:
-        try:
-            yield from self._errand(name, call)
-        except EdgeError as error:
-            log.warning("%s: %s", name, error)
+    def _kept(self, name: str, call: Callable[[], Made]) -> Steps[Made]:
+        """Have the disk know what was decided, however long that takes.
+
+        Raises:
+            ReplacedError: something else is wanted by now.
+        """
+        while True:
+            try:
+                made = yield from self._errand(name, call)
+            except slots.ReplacedError:
+                raise
+            except EdgeError as error:
+                self._station.alarm("bundle_disk", "error", f"{name} of a bundle cannot be kept: {error}", DISK_ADVICE)
+                for _ in range(RETRY_LOOKS):
+                    yield Need.LOOK
+            else:
+                self._station.over("bundle_disk")
+                return made
 
     def _tell_given_up(self, text: str) -> None:
         advice = "Parts are judged as before. Look at the disagreements and the card of the new bundle."

@@ -113,6 +113,7 @@ class Daemon:
         self._kept, self._genealogy = open_kept(config, product, self._clock, self._boot, self._down)
         self._down.callback(self._save_watch)
         self._updates = Updates(self._config_file, state)
+        self._updates.note_interrupted()
         counts, parts = restore(self._outbox, self._tally, self._genealogy)
         self._publisher = Publisher(
             config.mqtt, self._topics, self._outbox, self._boot, self._clock, self._answer, VERBS
@@ -339,7 +340,6 @@ class Daemon:
             self._prune()
             self.station.check_kept()
             self._tell_books()
-            self._updates.tick()
             if self._teller is not None:
                 self._teller.tick()
         waited_s = (now - self._health_due_ns) / 1e9

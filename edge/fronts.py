@@ -43,8 +43,8 @@ class Front(Protocol):
     def serve(self, incumbent: Incumbent) -> None:
         """Judge by another product from here on. Between two parts."""
 
-    def held(self, began_ns: int, ended_ns: int) -> None:
-        """An inference that was none of a part's took that time."""
+    def held(self, began_ns: int, ended_ns: int, holds: bool) -> None:
+        """An inference that was none of a part's took that time; `holds`: it held the interpreter."""
 
     def finish(self) -> None:
         """At the stop: what is left becomes a named loss."""
@@ -82,7 +82,7 @@ class FreeRunning:
     def serve(self, incumbent: Incumbent) -> None:
         """See `Front`: the station has all that it needs."""
 
-    def held(self, began_ns: int, ended_ns: int) -> None:
+    def held(self, began_ns: int, ended_ns: int, holds: bool) -> None:
         """See `Front`."""
 
     def finish(self) -> None:
@@ -140,9 +140,9 @@ class Triggered:
         self._line.serve(incumbent.books, holds(incumbent.product))
         self._care.serve(incumbent.product.recipes)
 
-    def held(self, began_ns: int, ended_ns: int) -> None:
+    def held(self, began_ns: int, ended_ns: int, holds: bool) -> None:
         """See `Front`."""
-        self._line.held(began_ns, ended_ns)
+        self._line.held(began_ns, ended_ns, holds)
 
     def finish(self) -> None:
         """See `Front`."""

@@ -85,13 +85,13 @@ class Gatherer:
         self._meanwhile = meanwhile
         self._holds: deque[tuple[int, int]] = deque(maxlen=HOLDS)
 
-    def held(self, began_ns: int, ended_ns: int) -> None:
-        """An inference took that time.
+    def held(self, began_ns: int, ended_ns: int, holds: bool | None = None) -> None:
+        """An inference took that time; `holds`: whether it held the interpreter, None: as those of the parts do.
 
         Those that follow each other at once are one: between them there is no time for a thread that reads a frame in
         several pieces.
         """
-        if not self.is_held:
+        if not (self.is_held if holds is None else holds):
             return
         if self._holds and began_ns - self._holds[-1][1] <= SLACK_NS:
             began_ns = self._holds.pop()[0]

@@ -14,7 +14,6 @@ from edge.line import Book
 from edge.part import Part
 from edge.pipeline import Pipeline
 from edge.recipe import Recipe
-from edge.recipes import hash_of
 from edge.serving import Product, decisive_confidence
 from edge.settings import did_you_mean
 from edge.station import Serving
@@ -63,7 +62,7 @@ def _serving(product: Product) -> Serving:
         product.digest,
         product.foreign_from,
         product.recipe.name,
-        hash_of(product.recipe),
+        product.recipes.hashes[product.recipe.name],
     )
 
 
@@ -71,7 +70,7 @@ def _book(recipe: Recipe, product: Product, cameras: list[str], clock: Clock) ->
     budget = recipe.budget_ms
     return Book(
         recipe,
-        hash_of(recipe),
+        product.recipes.hashes[recipe.name],
         product.pipeline_of(recipe, clock.mono_ns),
         decisive_confidence(recipe.detect),
         looking(recipe.fusion, cameras),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import __version__, ledger, recipe
+from edge import __version__, ledger
 from edge.annotate import annotate
 from edge.chain import About
 from edge.clock import Clock
@@ -20,7 +20,6 @@ from edge.evidence import Evidence, Served
 from edge.genealogy import Genealogy
 from edge.outbox import Outbox
 from edge.ports import Kept
-from edge.recipes import hash_of
 from edge.recorder import Recorder
 from edge.records import Inspection, Loss
 from edge.serving import Product
@@ -122,7 +121,7 @@ def _session(config: Config, product: Product, boot: str) -> dict[str, Any]:
         "boot": boot,
         "version": __version__,
         "config": effective(config),
-        "recipes": {hash_of(each): recipe.dump(each) for each in product.recipes.recipes},
+        "recipes": {product.recipes.hashes[name]: text for name, text in product.recipes.texts.items()},
         "product": product.manifest.product,
         "product_version": product.manifest.version,
         "bundle_digest": product.digest,

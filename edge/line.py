@@ -107,9 +107,9 @@ class Line:
         """Whether no trigger waits."""
         return self._desk.idle()
 
-    def held(self, began_ns: int, ended_ns: int) -> None:
-        """An inference that was none of a part's took that time."""
-        self._gatherer.held(began_ns, ended_ns)
+    def held(self, began_ns: int, ended_ns: int, holds: bool) -> None:
+        """An inference that was none of a part's took that time; `holds`: it held the interpreter."""
+        self._gatherer.held(began_ns, ended_ns, holds)
 
     def turn(self, timeout_s: float) -> bool:
         """Settle and answer the next trigger; False when there was none.

@@ -57,6 +57,9 @@ class Watch(Protocol):
     def messages(self) -> Sequence[Drift]:
         """How each camera's stream stands."""
 
+    def standing(self) -> Sequence[Notice]:
+        """The alarms that stand."""
+
     def save(self) -> None:
         """Make the state durable."""
 

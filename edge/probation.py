@@ -69,6 +69,7 @@ class Probation:
         self._limits = limits
         self._usual_not_ok, self._usual_ms = usual.not_ok_share, usual.frame_ms
         self._began_ns = began_ns
+        self._ended_ns: int | None = None
         self._starts = starts
         self._parts = self._not_ok = self._faults = 0
         self._fault = ""
@@ -127,8 +128,12 @@ class Probation:
         """Whether it has been healthy for long enough to stay."""
         return self._parts >= self._limits.parts and self._minutes(now_ns) >= self._limits.minutes
 
+    def end(self, now_ns: int) -> None:
+        """It is over: its counts stand still."""
+        self._ended_ns = now_ns if self._ended_ns is None else self._ended_ns
+
     def _minutes(self, now_ns: int) -> float:
-        return (now_ns - self._began_ns) / 60e9
+        return ((now_ns if self._ended_ns is None else self._ended_ns) - self._began_ns) / 60e9
 
     def counts(self, now_ns: int) -> TrialCounts:
         """As they are told."""

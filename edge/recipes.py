@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from edge import recipe as single
@@ -35,6 +36,16 @@ class RecipeSet:
     """
 
     recipes: tuple[Recipe, ...]
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Name -> the recipe's text, with all that it leaves to defaults."""
+        return {recipe.name: single.dump(recipe) for recipe in self.recipes}
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Name -> SHA-256 of the recipe's text: as `hash_of`, computed once."""
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in self.texts.items()}
 
     @property
     def numbers(self) -> frozenset[int]:

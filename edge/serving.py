@@ -15,7 +15,7 @@ from edge import recipes as recipe_sets
 from edge.align import Aligner
 from edge.bundle import manifest as manifests
 from edge.bundle.manifest import Artifact, Manifest
-from edge.config import Runtime
+from edge.config import Config, Runtime
 from edge.detect import Detector, DetectSettings
 from edge.errors import BundleError
 from edge.judges import Judges, all_wanted, check_wanted, opening_judges
@@ -140,6 +140,35 @@ def open_product(
     return all_of(steps)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What of opening a bundle needs no thread of its own: its manifest, with every file checked, and the recipes."""
+
+    manifest: Manifest
+    recipes: RecipeSet
+
+
+def prepare(folder: Path, config: Config, trial_marks: Path | None) -> Prepared:
+    """What of opening a bundle may happen in any thread: check files and recipes, try models in child processes.
+
+    Raises:
+        EdgeError: as `open_product`.
+    """
+    manifest, paths = manifests.read(folder), config.paths
+    recipes = _recipes_of(
+        folder,
+        manifest,
+        Path(paths.recipe) if paths.recipe else None,
+        Path(paths.recipes) if paths.recipes else None,
+        [camera.id for camera in config.camera],
+    )
+    _ = recipes.hashes  # of hundreds of recipes they take a while, and not in the inspection thread
+    spec = input_spec(manifest)
+    shape = (1, spec.channels, spec.height, spec.width)
+    loading.try_models(folder, manifest, shape, config.runtime, trial_marks)
+    return Prepared(manifest, recipes)
+
+
 def opening(
     folder: Path,
     runtime: Runtime,
@@ -150,18 +179,20 @@ def opening(
     min_confidence: float | None = None,
     trial_marks: Path | None = None,
     manifest: Manifest | None = None,
+    recipes: RecipeSet | None = None,
 ) -> Generator[None, None, Product]:
     """`open_product` in steps of some ten milliseconds, so that a station opens another bundle between two parts.
 
     Args:
-        manifest: of the bundle, when its files were checked already; see `prepare`.
+        manifest: of the bundle, when its files were checked already. recipes: instead of files and cameras; both as
+            `prepare` gives them.
 
     Raises:
         EdgeError: as `open_product`, in any step.
     """
     manifest = manifest or manifests.read(folder)
     artifact = loading.chosen(manifest, runtime, folder=folder)
-    recipes = _recipes_of(folder, manifest, recipe_file, recipe_folder, cameras)
+    recipes = recipes or _recipes_of(folder, manifest, recipe_file, recipe_folder, cameras)
     recipe = recipes.recipes[0]
     spec = input_spec(manifest)
     digest = manifests.digest(manifest)
@@ -180,18 +211,6 @@ def opening(
     detector = Detector(predictor, spec, settings, Aligner(align) if align is not None else None)
     providers = tuple(loading.providers_of(artifact, runtime))
     return Product(manifest, artifact, recipe, spec, predictor, detector, digest, judges, recipes, providers)
-
-
-def prepare(folder: Path, runtime: Runtime, trial_marks: Path | None) -> Manifest:
-    """What of opening a bundle may happen in any thread: check its files, try its models in child processes.
-
-    Raises:
-        EdgeError: as `open_product`.
-    """
-    manifest = manifests.read(folder)
-    spec = input_spec(manifest)
-    loading.try_models(folder, manifest, (1, spec.channels, spec.height, spec.width), runtime, trial_marks)
-    return manifest
 
 
 def _recipes_of(

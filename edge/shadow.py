@@ -15,6 +15,7 @@ from edge.records import VerdictKind
 INTERVALS = 32  # remembered between parts
 SOON = 0.1  # the next part may come as soon as after the shortest tenth of them
 TIMES = 32  # of its looks remembered
+PAUSE_NS = 10_000_000_000  # a longer time without a part is a pause
 HANDFUL = 5  # looks; fewer say nothing about a share
 MARGIN = 1.2  # on the longest of them: beside other work an inference takes longer now and then
 
@@ -52,21 +53,24 @@ class Rhythm:
     """
 
     def __init__(self) -> None:
-        self._last_ns: int | None = None
-        self._intervals: deque[int] = deque(maxlen=INTERVALS)
+        self._last_ns: dict[str, int] = {}
+        self._intervals: dict[str, deque[int]] = {}
 
-    def note(self, at_ns: int) -> None:
-        """A part came."""
-        if self._last_ns is not None and at_ns > self._last_ns:
-            self._intervals.append(at_ns - self._last_ns)
-        self._last_ns = at_ns if self._last_ns is None else max(at_ns, self._last_ns)
+    def note(self, at_ns: int, source: str = "") -> None:
+        """A part came. Of several sources (cameras that run free) each has a rhythm of its own."""
+        last_ns = self._last_ns.get(source)
+        if last_ns is not None and at_ns > last_ns:
+            self._intervals.setdefault(source, deque(maxlen=INTERVALS)).append(at_ns - last_ns)
+        self._last_ns[source] = at_ns if last_ns is None else max(at_ns, last_ns)
 
     def spare_ns(self, now_ns: int) -> int:
         """Until the next part at the earliest; 0 when that is past, or nothing is known yet."""
-        if self._last_ns is None or not self._intervals:
-            return 0
-        soon_ns = sorted(self._intervals)[int(SOON * len(self._intervals))]
-        return max(0, self._last_ns + soon_ns - now_ns)
+        next_ns = [self._last_ns[source] + _soon(intervals) for source, intervals in self._intervals.items()]
+        return max(0, min(next_ns, default=now_ns) - now_ns)
+
+
+def _soon(intervals: deque[int]) -> int:
+    return sorted(intervals)[int(SOON * len(intervals))]
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class ShadowLimits:
 
     Attributes:
         looks: frames that it has to see. disagree_max: share of them on which it may differ.
-        longest_ns: it waits at most so long for spare time.
+        longest_ns: it waits at most so long for spare time, of a line that runs.
     """
 
     looks: int
@@ -88,10 +92,15 @@ class Shadow:
 
     def __init__(self, limits: ShadowLimits, began_ns: int) -> None:
         self._limits = limits
-        self._began_ns = began_ns
+        self._came_ns, self._ran_ns = began_ns, 0
         self._found: Counter[Agreement] = Counter()
         self._took: deque[int] = deque(maxlen=TIMES)
         self._no_time = 0
+
+    def came(self, now_ns: int) -> None:
+        """A part was settled: the line runs. A line that stands uses up no time."""
+        self._ran_ns += min(now_ns - self._came_ns, PAUSE_NS)
+        self._came_ns = now_ns
 
     def note(self, agreement: Agreement, took_ns: int) -> None:
         """It looked at a frame."""
@@ -139,9 +148,9 @@ class Shadow:
             f"other reasons), and trial.disagree_max allows {limits.disagree_max:.0%}"
         )
 
-    def over(self, now_ns: int) -> bool:
+    def over(self) -> bool:
         """Whether it has seen enough, or has waited long enough for time."""
-        return self.seen >= self._limits.looks or now_ns - self._began_ns >= self._limits.longest_ns
+        return self.seen >= self._limits.looks or self._ran_ns >= self._limits.longest_ns
 
     def counts(self) -> ShadowCounts:
         """As they are told."""

@@ -113,6 +113,9 @@ class Station:
                     self.over(code)
         self._pipeline, self._serving, self._watch = pipeline, serving, watch
         self._told_drift.clear()
+        for notice in watch.standing() if watch is not None else ():
+            if notice.alarm is not None:
+                self.alarm(notice.code, notice.alarm.severity, notice.alarm.text, notice.alarm.advice)
 
     def settle(self, taken: Taken) -> Inspection | None:
         """Settle one frame and the drops before it; the inspection, or None when there was no verdict.

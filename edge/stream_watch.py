@@ -17,7 +17,7 @@ import cv2
 
 from edge.clock import Clock
 from edge.drift.monitor import DriftMonitor
-from edge.drift.report import Event, EventKind, evidence_name
+from edge.drift.report import REMEDIES, Event, EventKind, evidence_name
 from edge.drift_watch import DriftWatch
 from edge.errors import ConfigError, PredictorError
 from edge.event import Alarm, Drift
@@ -275,6 +275,14 @@ class StreamWatch:
     def messages(self) -> list[Drift]:
         """How each camera's stream stands."""
         return [watch.message() for watch in self._cameras.values()]
+
+    def standing(self) -> list[Notice]:
+        """The alarms of what has moved, to be said once more where they were taken down meanwhile."""
+        return [
+            _notice(f"drift_{watch.camera}_{moved.signal}", f"{watch.camera}: {moved.text}", REMEDIES[moved.advice])
+            for watch in self._cameras.values()
+            for moved in watch.monitor.report().moved
+        ]
 
     def save(self) -> None:
         """Make the state durable, whole or not at all; what fails is tried again in a minute."""

@@ -53,9 +53,33 @@ def test_it_is_over_after_its_looks_or_its_time() -> None:
     seen = shadow()
     for _ in range(9):
         seen.note(Agreement.AGREED, 5)
-    assert not seen.over(999) and seen.over(1000)
-    seen.note(Agreement.AGREED, 5)
-    assert seen.over(0)
+    seen.came(999)
+    assert not seen.over()
+    seen.came(1000)
+    assert seen.over()
+    quick = shadow()
+    for _ in range(10):
+        assert not quick.over()
+        quick.note(Agreement.AGREED, 5)
+    assert quick.over()
+
+
+def test_a_line_that_stands_uses_up_none_of_its_time() -> None:
+    night = 8 * 3600 * 10**9
+    seen = Shadow(ShadowLimits(10, 0.2, longest_ns=30 * 60 * 10**9), began_ns=0)
+    seen.came(night)
+    assert not seen.over()
+    for second in range(1, 30 * 60):
+        seen.came(night + second * 10**9)
+    assert seen.over(), "half an hour in which parts came"
+
+
+def test_cameras_that_run_free_have_a_rhythm_each() -> None:
+    rhythm = Rhythm()
+    for k in range(10):
+        rhythm.note(k * 100 * MS, "a")
+        rhythm.note(k * 100 * MS + 200_000, "b")
+    assert rhythm.spare_ns(910 * MS) == 90 * MS
 
 
 def test_it_is_refused_as_soon_as_nothing_to_come_could_make_it_good() -> None:
@@ -93,7 +117,7 @@ def test_a_line_without_time_is_told() -> None:
     for _ in range(7):
         seen.no_time()
     counts = seen.counts()
-    assert (counts.no_time, counts.seen, counts.wanted) == (7, 0, 10) and seen.over(1000) and not seen.refused()
+    assert (counts.no_time, counts.seen, counts.wanted) == (7, 0, 10) and not seen.refused(at_end=True)
 
 
 def test_a_look_wants_the_longest_of_its_times_and_a_margin() -> None:

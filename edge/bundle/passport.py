@@ -7,6 +7,7 @@ What runs is what the passport picked, for as long as the device is what it was 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -64,6 +65,8 @@ class Proof(msgspec.Struct, kw_only=True, frozen=True):
         file, runtime, precision: as the manifest says them. providers: execution providers that were really in use.
         problems: why it may not serve; none: it may.
         agreement: None where the bundle has no golden samples, or the model did not run.
+        cpu_ms: processor time of a frame, the median: what models are compared by, since others at work on the box do
+            not change it. None where it says nothing: more than one thread, or a GPU.
         frame_ms: of the whole inspection of a frame. predict_ms: of the network in it. frames: how many were timed.
     """
 
@@ -75,6 +78,7 @@ class Proof(msgspec.Struct, kw_only=True, frozen=True):
     agreement: Agreement | None = None
     frame_ms: StageTimes | None = None
     predict_ms: StageTimes | None = None
+    cpu_ms: float | None = None
     frames: int = 0
 
     @property
@@ -123,12 +127,9 @@ def pick(proofs: Sequence[Proof], prefer: str = "auto", precision: str = "auto")
     able = [p for p in able if p.runtime == prefer] or able
     if not able:
         return None
-    best = min(_ms(p) for p in able)
-    return next(p for p in able if _ms(p) <= best * (1 + TIE))
-
-
-def _ms(proof: Proof) -> float:
-    return proof.frame_ms.p50 if proof.frame_ms is not None else float("inf")
+    by_cpu = all(p.cpu_ms is not None for p in able)
+    times = [p.cpu_ms if by_cpu and p.cpu_ms is not None else p.frame_ms.p50 if p.frame_ms else math.inf for p in able]
+    return next(p for p, ms in zip(able, times, strict=True) if ms <= min(times) * (1 + TIE))
 
 
 def path_of(slot: Path) -> Path:
@@ -172,25 +173,26 @@ def table(passport: DevicePassport, picked: str = "") -> list[str]:
     >>> here = Here(machine="x86_64", board="", versions={}, threads=1, providers=[])
     >>> print("\\n".join(table(DevicePassport(bundle="pcb 5", digest="", here=here, ts=0, samples=0, proofs=[proof]),
     ...       "a.nb")))
-      model                        runtime      precision  p50 ms  p99 ms  boxes lost extra  score  agrees
-    * a.nb                         paddlelite   int8         28.0    31.5      -    -     -      -  not compared
+      model                        runtime      precision  p50 ms  p99 ms  cpu ms  boxes lost extra  score  agrees
+    * a.nb                         paddlelite   int8         28.0    31.5       -      -    -     -      -  not compared
     """
-    rows = ["  model                        runtime      precision  p50 ms  p99 ms  boxes lost extra  score  agrees"]
+    rows = [
+        "  model                        runtime      precision  p50 ms  p99 ms  cpu ms  boxes lost extra  score  agrees"
+    ]
     return rows + [_row(proof, "*" if proof.file == picked else " ") for proof in passport.proofs]
 
 
 def _row(proof: Proof, mark: str) -> str:
     p50, p99 = (f"{proof.frame_ms.p50:.1f}", f"{proof.frame_ms.p99:.1f}") if proof.frame_ms else ("-", "-")
+    cpu = f"{proof.cpu_ms:.1f}" if proof.cpu_ms is not None else "-"
     a = proof.agreement
     boxes, lost, extra = (str(a.boxes), str(a.lost), str(a.extra)) if a else ("-", "-", "-")
     score = f"{a.score_p95:.3f}" if a and a.score_p95 is not None else "-"
     verdict = "yes" if a else "not compared"
     if proof.problems:
         verdict = f"NO: {proof.problems[0]}"
-    return (
-        f"{mark} {proof.file:<28} {proof.runtime:<12} {proof.precision:<9} {p50:>7} {p99:>7} {boxes:>6} {lost:>4} "
-        f"{extra:>5} {score:>6}  {verdict}"
-    )
+    what = f"{mark} {proof.file:<28} {proof.runtime:<12} {proof.precision:<9}"
+    return f"{what} {p50:>7} {p99:>7} {cpu:>7} {boxes:>6} {lost:>4} {extra:>5} {score:>6}  {verdict}"
 
 
 def versions(runtimes: Mapping[str, str], **libraries: str) -> dict[str, str]:

@@ -263,7 +263,7 @@ def note_stop(state: Path) -> None:
             _mark(bundles, msgspec.structs.replace(mark, starts=mark.starts - 1))
 
 
-def rollback(state: Path, text: str = "") -> Path:
+def rollback(state: Path, text: str = "", transaction: str = "") -> Path:
     """Make the previous slot the active one, by a person's wish; a candidate in shadow is given up with it.
 
     The slot that was active is the previous one then, unless it was on trial: what never stayed is not gone back to.
@@ -289,6 +289,7 @@ def rollback(state: Path, text: str = "") -> Path:
             signed=who.signed,
             origin=who.origin,
             began=time.time(),
+            transaction=transaction,
             code="rolled_back",
             text=text or f"{now.name} was rolled back to {previous.name} by hand",
         )
