@@ -37,11 +37,11 @@ def service_of(guest: Guest) -> Service:
     return read(guest.path(UNIT), drop_in)
 
 
-def write_config(guest: Guest, port: int, more: str = "") -> None:
+def write_config(guest: Guest, port: int, more: str = "", part_s: float = 25.0) -> None:
     """The site config: the golden images of `pcb` come by, over and over, at a pace that the emulation can keep."""
     config = guest.path(CONFIG)
     config.write_text(
-        f'[[camera]]\nid = "cam1"\nsource = "folder"\npath = "{IMAGES}"\nfps = 0.04\nloop = true\n'
+        f'[[camera]]\nid = "cam1"\nsource = "folder"\npath = "{IMAGES}"\nfps = {1 / part_s:.4f}\nloop = true\n'
         f'[station]\nnode = "arm64"\n[mqtt]\nport = {port}\n[publish]\nhealth_s = 5.0\n{more}'
     )
     guest.must("/usr/bin/chown", "root:edge", CONFIG)
@@ -84,11 +84,11 @@ class Watched:
 
 
 @contextmanager
-def running(guest: Guest, work: Path, name: str, more: str = "") -> Iterator[Watched]:
-    """The service by its unit, ready, on a broker of its own."""
+def running(guest: Guest, work: Path, name: str, more: str = "", part_s: float = 25.0) -> Iterator[Watched]:
+    """The service by its unit, ready, on a broker of its own; a part comes every `part_s` seconds."""
     service = service_of(guest)
     with Broker(work / f"broker-{name}") as broker, Reader(broker.port) as reader:
-        write_config(guest, broker.port, more)
+        write_config(guest, broker.port, more, part_s)
         with Supervisor(guest, service, work / f"{name}.log") as supervisor:
             supervisor.wait(lambda: supervisor.said("READY=1"), service.start_s, "READY=1")
             yield Watched(supervisor, reader)

@@ -16,13 +16,14 @@ from tools.publish import main as publish
 PLACE = "/run/edge-usb/sda1"  # where the importer's script mounts a stick
 TRUST = "/mnt/trust"
 IMPORT_S = 3600.0
-TRIED_S = 1200.0
+TRIED_S = 1800.0
+PART_S = 60.0  # between parts: a new bundle is looked at in the time that they leave
 # As systemd/edge-import calls it: as the user edge, with nothing of root's left.
 AS_EDGE = (
     "/usr/bin/setpriv", "--reuid=edge", "--regid=edge", "--init-groups", "--inh-caps=-all", "--bounding-set=-all",
     "--no-new-privs", "--reset-env", "/usr/bin/env", "PYTHONUNBUFFERED=1", "OPENCV_LOG_LEVEL=ERROR",
 )  # fmt: skip
-# The emulated box judges three parts a minute, and its times mean nothing: one part in shadow, one in charge.
+# The emulated box takes ten seconds and more for a part, and its times mean nothing: one part in shadow, one in charge.
 TRIAL = (
     "[trial]\nshadow_parts = 1\nshadow_minutes = 5.0\nparts = 1\nminutes = 0.0\nreject_rise = 1.0\n"
     "latency_factor = 100.0\n"
@@ -97,7 +98,7 @@ def check(guest: Guest, bundle: Path, work: Path, report: Report) -> None:
     line.write_config(guest, 1883, TRIAL)
     _refused(guest, stick, work, "no_root", "before anybody is trusted", before, report)
     _trust(guest, publisher.root, report)
-    with line.running(guest, work, "changeover", TRIAL) as watched:
+    with line.running(guest, work, "changeover", TRIAL, PART_S) as watched:
         _wait_stage(watched, "committed", before)
         _install(guest, stick, work, publisher.product, newer, report)
         _check_kept(watched, newer, report)
