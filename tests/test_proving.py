@@ -62,6 +62,7 @@ def test_the_shipped_bundle_is_proved_in_every_form(tmp_path: Path) -> None:
         assert proof.agreement is not None and (proof.agreement.lost, proof.agreement.changed) == (0, 0)
         assert proof.agreement.boxes == 15 and proof.frame_ms is not None and proof.predict_ms is not None
         assert 0 < proof.predict_ms.p50 <= proof.frame_ms.p50 <= proof.frame_ms.p99
+        assert proof.cpu_ms is not None and proof.cpu_ms > 0
     int8, fp32 = (proof.agreement for proof in passport.proofs[:2])
     assert int8 is not None and fp32 is not None and (int8.score_p95 or 0) > (fp32.score_p95 or 0), "eight bits show"
     assert len(said) == 3 and len(list((tmp_path / "trials").iterdir())) == 6, "a mark for each model that was tried"
@@ -192,6 +193,13 @@ def proofs(**times: float) -> list[Proof]:
 def test_pick(times: dict[str, float], wanted: dict[str, str], expected: str | None, why: str) -> None:
     picked = passports.pick(proofs(**times), **wanted)
     assert (picked.file if picked else None) == expected, why
+
+
+def test_processor_time_decides_where_it_is_known_of_all() -> None:
+    lite, ort = proofs(lite8=150, ort32=90)  # on a busy box
+    lite, ort = msgspec.structs.replace(lite, cpu_ms=28.0), msgspec.structs.replace(ort, cpu_ms=36.0)
+    assert passports.pick([lite, ort]) == lite
+    assert passports.pick([lite, msgspec.structs.replace(ort, cpu_ms=None)]) != lite, "a GPU is timed by the clock"
 
 
 @pytest.fixture
