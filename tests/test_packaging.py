@@ -8,9 +8,11 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from email import message_from_string
 from pathlib import Path
@@ -275,6 +277,7 @@ def entry():
         sys.exit("edge: edge.toml: bad: unknown key")
 """
 EDGE = "edge_inspection"
+KILLS = 60
 
 
 def make_wheel(folder: Path, version: str, program: str = PROGRAM) -> None:
@@ -479,6 +482,44 @@ def test_a_wheelhouse_is_not_made_from_wrong_arguments(arguments: list[str], exp
     done = run(ROOT / "requirements/wheelhouse.sh", *(word.format(tmp=tmp_path) for word in arguments))
     assert done.returncode == 1 and expected in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def kill_update(second: Path, device: Path, after_s: float) -> bool:
+    """Begins the update and kills it with all its children; True when it had ended before."""
+    command = [second / "systemd/install.sh", "--root", device, "--python", sys.executable]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(after_s)
+    ended = process.poll() is not None
+    if not ended:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+    return ended
+
+
+@pytest.mark.slow
+def test_an_update_that_is_killed_leaves_a_release_that_runs(house: Path, tmp_path: Path, device: Path) -> None:
+    second = make_wheelhouse(tmp_path / "2.0", "2.0")
+    for path in (second / "systemd").glob("*.service"):
+        path.write_text(path.read_text() + "# of release 2\n")
+    seal(second)
+    (tmp_path / "trial").mkdir()
+    began = time.monotonic()
+    assert install(second, tmp_path / "trial").returncode == 0
+    whole = time.monotonic() - began
+    seen = set()
+    for n in range(KILLS):
+        copy = Path(shutil.copytree(device, tmp_path / f"device{n}", symlinks=True))
+        ended = kill_update(second, copy, whole * n / KILLS)
+        version = version_of(copy)
+        seen.add(version)
+        assert version in ("edge 1.0", "edge 2.0"), f"killed after {n}/{KILLS} of {whole:.1f} s"
+        for path in places(copy):
+            assert path.is_file() and path.stat().st_size > 0, f"{path} after {n}/{KILLS}"
+        if n % 10 == 0 or ended:
+            assert install(second, copy).returncode == 0 and version_of(copy) == "edge 2.0", "run again, it is whole"
+        shutil.rmtree(copy)
+    print(f"{KILLS} kills over {whole:.1f} s, found: {sorted(seen)}")
+    assert "edge 1.0" in seen
 
 
 @pytest.mark.slow
