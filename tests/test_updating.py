@@ -8,7 +8,11 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from edge.errors import BundleError, TrustError
 from edge.event import UpdateOutcome
 from edge.installing import Site
 from edge.updating import Attempt, choose, import_stick, update
+from tests.flow.rig import REPOSITORY
 from tests.small_bundles import small_bundle
 from tests.test_proving import quick_proofs
 from tools.publish import main as publish
@@ -235,6 +240,46 @@ def test_what_came_by_hand_is_vouched_for_later(
     assert not slots.told(state).signed
     assert update(config, str(publishers[0])).code == "active"
     assert slots.told(state).signed, "it is the very one that the repository signed for"
+
+
+KILLS = 40
+
+
+def begin_update(config: Config, repository: Path, folder: Path) -> subprocess.Popen[bytes]:
+    words = ["bundle", "install", str(repository), "--config", str(written(config, folder))]
+    return subprocess.Popen(
+        [sys.executable, "-m", "edge", *words], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_anywhere_on_its_way_the_active_bundle_is_whole(
+    publishers: tuple[Path, Path, Path], config: Config, tmp_path: Path
+) -> None:
+    update(config, str(publishers[0]))
+    slots.commit(state_of(config))
+    before = shutil.copytree(state_of(config), tmp_path / "before", symlinks=True)
+    began = time.monotonic()
+    assert begin_update(config, publishers[1], tmp_path).wait(300) == 0
+    whole_s = time.monotonic() - began
+    stages: Counter[str] = Counter()
+    for number in range(KILLS):
+        shutil.rmtree(state_of(config))
+        shutil.copytree(before, state_of(config), symlinks=True)
+        process = begin_update(config, publishers[1], tmp_path)
+        time.sleep(whole_s * (number + 0.5) / KILLS)
+        process.kill()
+        process.wait(30)
+        active = slots.active(state_of(config))
+        version = manifests.read(active).version
+        mark = slots.read_trial(state_of(config))
+        stages[f"{version} {mark.stage if mark else ''}"] += 1
+        assert version in (1, 2)
+        if number % 8 == 0:
+            assert updating.went_well(update(config, str(publishers[1]))), "and the next one goes well"
+            assert manifests.read(slots.active(state_of(config))).version == 2
+    print(f"{KILLS} kills over {whole_s:.1f} s: {dict(stages)}")
 
 
 def offer(version: int, digest: str = "ab" * 32, **more: object) -> Offer:
