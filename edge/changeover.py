@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
@@ -198,8 +198,9 @@ class Changeover:
     def _after_start(self) -> Steps[None]:
         """A trial goes on over a restart; one that was given up at the start is told."""
         start = self._start
-        if start.returned and start.trial is not None:
-            self._tell_given_up(f"{start.trial.slot} was returned to {start.slot.name}: {start.trial.text}")
+        if (start.returned or start.refused) and start.trial is not None:
+            what = "returned" if start.returned else "refused"
+            self._tell_given_up(f"{start.trial.slot} was {what}, {start.slot.name} goes on: {start.trial.text}")
         if start.problem:
             self._station.alarm("bundle", "warning", start.problem, "Free space on the state disk or replace it.")
         if start.trial is None or start.trial.stage != "trial":
@@ -321,7 +322,6 @@ class Changeover:
 
     def _tell_disagreement(self, part: Part, seen: Inspection, other: Inspection, incumbent: Incumbent) -> None:
         pictures = self._station.pictures
-        opinion = replace(part, inspections=(other,), verdict=other.verdict, loss=None)
         served = pictured(self._config, incumbent.product)
         message = Disagreement(
             camera=seen.frame.camera,
@@ -333,7 +333,7 @@ class Changeover:
             candidate_reasons=[Why(code=r.code, text=r.text) for r in other.verdict.reasons],
             active_digest=self.incumbent.product.digest,
             candidate_digest=incumbent.product.digest,
-            evidence=pictures.keep_opinion(opinion, served) if pictures is not None else "",
+            evidence=pictures.keep_opinion(part, other, served) if pictures is not None else "",
         )
         self._station.tell(Draft(self._topics.disagreement, Kind.RESULT, False, message))
 
@@ -442,22 +442,42 @@ class Changeover:
 
     def _give_up(self, wanted: Wanted, error: Exception) -> Steps[None]:
         """What cannot come into charge is left where it is; the bundle in charge goes on."""
-        if isinstance(error, slots.ReplacedError):
-            log.info("%s", error)
-            return
         if not isinstance(error, EdgeError):
             log.error("%s cannot come into charge", wanted.slot.name, exc_info=error)
         code = error.code if isinstance(error, GivenUpError) else "cannot_serve"
         text, name = str(error) or type(error).__name__, wanted.slot.name
         self._failed = name, self._began()
-        trial = slots.read_trial(self._state)
+        try:
+            if isinstance(error, slots.ReplacedError):
+                raise error
+            yield from self._settle(wanted, code, text)
+        except slots.ReplacedError as replaced:
+            log.info("%s", replaced)
+            return
+        self._tell_given_up(f"{name} was given up, {self.slot.name} goes on: {text}")
+
+    def _settle(self, wanted: Wanted, code: str, text: str) -> Steps[None]:
+        """Have the marks say that a bundle was given up.
+
+        Raises:
+            ReplacedError: another one is wanted by now, and nothing is to be said of this one.
+        """
+        name, trial = wanted.slot.name, slots.read_trial(self._state)
         if wanted.shadow:
             yield from self._kept("refuse", lambda: slots.refuse(self._state, code, text, name))
         elif trial is not None and trial.stage == "trial":
             yield from self._kept("return", lambda: slots.go_back(self._state, code, text, name))
-        elif slots.previous(self._state) == self.slot:  # a rollback to what cannot be served must not outlive a restart
-            yield from self._kept("rollback", lambda: slots.rollback(self._state, text))
-        self._tell_given_up(f"{name} was given up, {self.slot.name} goes on: {text}")
+        elif self._active() == wanted.slot:  # a rollback to what cannot be served must not outlive a restart
+            yield from self._kept("rollback", lambda: self._stay(text))
+
+    def _stay(self, text: str) -> None:
+        """Point the links at what is in charge again: by a rollback, or, if it never stayed, on trial once more."""
+        if slots.previous(self._state) == self.slot:
+            slots.rollback(self._state, text)
+            return
+        told = slots.told(self._state, self.slot)
+        slots.stage(self._state, self.slot, signed=told.signed, origin=told.origin)
+        slots.activate(self._state, self.slot.name)
 
     def _kept(self, name: str, call: Callable[[], Made]) -> Steps[Made]:
         """Have the disk know what was decided, however long that takes.

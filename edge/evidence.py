@@ -25,12 +25,12 @@ from edge.event import EvidenceCounts, encode
 from edge.evidence_folder import RECORD, EvidenceFolder, path_of, safe_name
 from edge.part import Part
 from edge.part_record import record_of
-from edge.records import Inspection
+from edge.records import Inspection, VerdictKind
 from edge.spool import MOST_BYTES, RETRY_S, DiskState, Spool
 
 FORMAT: Final = 1
 JPEG_QUALITY: Final = 90
-SHADOW: Final = "-shadow"  # ends the name of a folder that shows another bundle's opinion
+SHADOW: Final = "-shadow"  # in the name of a folder that shows another bundle's opinion
 # Level 1 with run lengths is the smallest and quickest of OpenCV's PNG settings on grey parts (3.5 ms a 640x640).
 PNG: Final = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
@@ -59,6 +59,7 @@ class _Item:
     part: Part
     path: str
     served: Served
+    worth: str  # the outcome by which it is kept
 
 
 class Evidence:
@@ -109,19 +110,26 @@ class Evidence:
         """
         if not self._wanted(part):
             return ""
-        return self._take(part, path_of(part.outcome, part.number, part.serial, part.settled_ts), self._served)
+        path = path_of(part.outcome, part.number, part.serial, part.settled_ts)
+        return self._take(part, path, self._served, part.outcome)
 
-    def keep_opinion(self, part: Part, opinion: Served) -> str:
-        """Take a part as a bundle in shadow judges it, beside the evidence of how it was judged; as `keep`."""
+    def keep_opinion(self, part: Part, other: Inspection, opinion: Served) -> str:
+        """Take a frame of a part as a bundle in shadow judges it; the path that it will have, as of `keep`.
+
+        It lies beside the part's own evidence, under the worse of the two outcomes: what should not have passed, or
+        would have, is not the first to go.
+        """
         if not self._settings.use:
             return ""
-        path = path_of(part.outcome, part.number, part.serial, part.settled_ts)
-        return self._take(part, f"{path}{SHADOW}", opinion)
+        seen = replace(part, inspections=(other,), verdict=other.verdict, loss=None)
+        worth = max(part.outcome, seen.outcome, key=_worth)
+        path = path_of(worth, part.number, part.serial, part.settled_ts)
+        return self._take(seen, f"{path}{SHADOW}-{safe_name(other.frame.camera)}", opinion, worth)
 
-    def _take(self, part: Part, path: str, served: Served) -> str:
+    def _take(self, part: Part, path: str, served: Served, worth: str) -> str:
         # Features are large and are no evidence.
         light = replace(part, inspections=tuple(replace(x, features=None) for x in part.inspections))
-        return path if self._spool.offer(_Item(light, path, served), _bytes_of(part)) else ""
+        return path if self._spool.offer(_Item(light, path, served, worth), _bytes_of(part)) else ""
 
     def _wanted(self, part: Part) -> bool:
         if not (self._settings.use and part.inspections):
@@ -174,7 +182,7 @@ class _Writer:
         encoded = self._encoded
         if encoded is None or encoded[0] is not item:
             self._encoded = encoded = (item, self._files_of(item.part, item.served))
-        if self.folder.add(item.path, item.part.outcome, encoded[1]):
+        if self.folder.add(item.path, item.worth, encoded[1]):
             self.written += 1
         self._encoded = None
 
@@ -190,7 +198,7 @@ class _Writer:
         return files
 
     def make_room(self, item: _Item) -> bool:
-        return self.folder.make_room(item.part.outcome)
+        return self.folder.make_room(item.worth)
 
     def lost(self, item: _Item) -> None:
         self._encoded = None
@@ -210,6 +218,11 @@ class _Sidecar(msgspec.Struct, kw_only=True, frozen=True):
     about: dict[str, str]
     written_ts: float
     part: Any
+
+
+def _worth(outcome: str) -> int:
+    order = (VerdictKind.OK.value, VerdictKind.RETAKE.value, VerdictKind.REVIEW.value, VerdictKind.NG.value)
+    return order.index(outcome) if outcome in order else 0
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

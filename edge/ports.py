@@ -89,8 +89,8 @@ class Pictures(Protocol):
     def keep(self, part: Part) -> str:
         """The folder that will hold the part's pictures, "" when none are kept."""
 
-    def keep_opinion(self, part: Part, opinion: Served) -> str:
-        """As `keep`, of a part as a bundle in shadow judges it."""
+    def keep_opinion(self, part: Part, other: Inspection, opinion: Served) -> str:
+        """As `keep`, of one frame of a part as a bundle in shadow judges it."""
 
     def counts(self) -> EvidenceCounts:
         """What is kept."""

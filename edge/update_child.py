@@ -96,8 +96,7 @@ class Updates:
             stdout=subprocess.DEVNULL,
             stderr=said,  # a file: nobody has to read it while it is written
             start_new_session=True,
-            cwd=Path(__file__).resolve().parents[1],
-        )
+        )  # in the folder of the daemon, by which relative paths of the config go
         with self._lock:
             self._child = child
             stopped = self._stopped

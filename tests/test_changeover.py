@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -21,7 +22,7 @@ from edge.bundle import manifest as manifests
 from edge.bundle import outcome as outcomes
 from edge.bundle import slots
 from edge.changeover import LOOK_NS, PATIENCE_NS, Changeover
-from edge.config import Config, Paths, SimulatedCamera, TrialSettings
+from edge.config import Config, Paths, Plc, SimulatedCamera, TrialSettings
 from edge.errors import BundleError, ConfigError, PredictorError
 from edge.event import Disagreement, Topics
 from edge.fronts import Front
@@ -40,7 +41,7 @@ PIXELS = np.zeros((4, 4), np.uint8)
 TRIAL = TrialSettings(
     shadow_parts=4, shadow_minutes=1.0, disagree_max=0.25, parts=60, minutes=1.0, reject_rise=0.1, latency_factor=2.0
 )
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 class FakeFront:
@@ -54,7 +55,7 @@ class FakeFront:
     def idle(self) -> bool:
         return self.is_idle
 
-    def held(self, began_ns: int, ended_ns: int) -> None:
+    def held(self, began_ns: int, ended_ns: int, holds: bool) -> None:
         self.held_ns.append((began_ns, ended_ns))
 
     def check(self, incumbent: Incumbent) -> None:
@@ -98,6 +99,16 @@ class FakeProduct:
     classes: tuple[str, ...] = ("open",)
     shown_from: float = 0.5
     foreign_from: float | None = None
+    artifact: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(runtime="paddlelite"))
+
+
+class FakeWatch:
+    """Watches nothing."""
+
+    saved = 0
+
+    def save(self) -> None:
+        self.saved += 1
 
 
 @dataclass
@@ -106,7 +117,7 @@ class FakeIncumbent:
 
     product: FakeProduct
     box: Box
-    watch: None = None
+    watch: FakeWatch = field(default_factory=FakeWatch)
     looked: int = 0
 
     def pipeline_of(self, part: Part) -> FakeIncumbent:
@@ -133,6 +144,8 @@ class Box:
     seats: list[Path] = field(default_factory=list)
     problems: dict[str, Exception] = field(default_factory=dict)  # of opening, by the slot's name
     during: Callable[[], object] | None = None  # done once, while a bundle is opened
+    made: list[weakref.ref[FakeIncumbent]] = field(default_factory=list)
+    plc: Plc | None = None
     number: int = 0
 
     def __post_init__(self) -> None:
@@ -148,7 +161,8 @@ class Box:
         return slot
 
     def start(self) -> None:
-        config = Config(camera=[SimulatedCamera(id="cam1")], paths=Paths(state=str(self.state)), trial=self.trial)
+        cameras: list[Any] = [SimulatedCamera(id="cam1"), SimulatedCamera(id="cam2")]
+        config = Config(camera=cameras, paths=Paths(state=str(self.state)), trial=self.trial, plc=self.plc)
         self.config = config
         start = slots.note_start(self.state)
         self.changeover = Changeover(
@@ -157,7 +171,12 @@ class Box:
         )  # fmt: skip
 
     def incumbent(self, slot: Path) -> FakeIncumbent:
-        return FakeIncumbent(FakeProduct(manifests.digest(manifests.read(slot)), slot), self)
+        return self.make(FakeProduct(manifests.digest(manifests.read(slot)), slot))
+
+    def make(self, product: FakeProduct) -> FakeIncumbent:
+        made = FakeIncumbent(product, self)
+        self.made.append(weakref.ref(made))
+        return made
 
     def seat(self, incumbent: Incumbent) -> None:
         self.seats.append(cast(FakeProduct, incumbent.product).slot)
@@ -231,10 +250,10 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
     monkeypatch.setattr(os, "fsync", lambda _handle: None)  # what survives a power cut is shown elsewhere
 
     def prepare(slot: Path, *_: object) -> object:
-        return manifests.read(slot)
+        return SimpleNamespace(manifest=manifests.read(slot), recipes=None)
 
     def make(_config: Config, product: FakeProduct, _clock: object) -> FakeIncumbent:
-        return FakeIncumbent(product, made)
+        return made.make(product)
 
     monkeypatch.setattr(serving, "prepare", prepare)
     monkeypatch.setattr(serving, "opening", made.opening)
@@ -313,8 +332,9 @@ def test_nothing_holds_the_bundle_before_once_it_was_replaced_for_good(box: Box)
     slot = on_trial(box)
     assert old() is not None, "it may have to be returned to"
     box.clock.advance(60)
-    box.turns(lambda: gc.collect() >= 0 and old() is None, "the end of the old one", box.part)
-    assert box.stage_now == "committed" and box.in_charge == slot
+    box.turns(lambda: box.stage_now == "committed", "the commit", box.part)
+    box.turns(lambda: gc.collect() >= 0 and old() is None, "the end of the old one")
+    assert box.in_charge == slot
 
 
 def test_without_parts_in_shadow_it_goes_on_trial_at_once(box: Box) -> None:
@@ -544,8 +564,8 @@ def test_a_disk_that_does_not_take_the_commit_is_asked_again(box: Box, monkeypat
     calls = break_once(monkeypatch, "commit", 3)
     on_trial(box)
     box.clock.advance(60)
-    box.turns(lambda: "bundle" in box.station.alarms, "the alarm", box.part)
-    box.turns(lambda: "bundle" not in box.station.alarms, "the end of the alarm", box.part)
+    box.turns(lambda: "bundle_disk" in box.station.alarms, "the alarm", box.part)
+    box.turns(lambda: "bundle_disk" not in box.station.alarms, "the end of the alarm", box.part)
     assert len(calls) == 4 and box.stage_now == "committed"
 
 
@@ -759,3 +779,45 @@ def test_the_next_attempt_ends_the_alarm_of_the_last(box: Box) -> None:
     box.opinion = "OK"
     on_trial(box, 3)
     assert not box.station.alarms
+
+
+def test_what_cannot_be_opened_is_not_opened_again_and_again(box: Box) -> None:
+    old = started(box)
+    slot = on_trial(box)
+    box.problems[old.name] = PredictorError("the model cannot be loaded")
+    slots.rollback(box.state, "by hand")
+    box.turns(lambda: old.name in box.station.alarms.get("bundle", ""), "the alarm", box.part)
+    box.some_turns(30, box.part)
+    assert box.opens == [slot, old] and box.in_charge == slot
+
+
+def test_nothing_holds_a_bundle_that_was_given_up(box: Box) -> None:
+    started(box)
+    in_shadow(box)
+    candidate = box.made[-1]
+    assert candidate() is not None
+    box.opinion = "NG"
+    box.turns(lambda: "bundle" in box.station.alarms, "the refusal", box.part)
+    box.turns(lambda: gc.collect() >= 0 and candidate() is None, "the end of the candidate")
+
+
+def test_what_the_watch_learned_is_kept_at_the_swap(box: Box) -> None:
+    started(box)
+    watch = cast(FakeIncumbent, box.changeover.incumbent).watch
+    on_trial(box)
+    assert watch.saved == 1
+
+
+def test_with_a_plc_every_camera_s_look_is_wanted(box: Box) -> None:
+    box.plc = Plc(port="/dev/ttyS9")
+    started(box)
+    in_shadow(box)
+    assert box.changeover.shadow is not None and box.changeover.shadow.counts().wanted == 2 * TRIAL.shadow_parts
+
+
+def test_a_start_that_could_not_be_counted_is_told(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = slots.note_start
+    monkeypatch.setattr(slots, "note_start", lambda state: replace(real(state), problem="the start cannot be counted"))
+    box.start()
+    box.turn()
+    assert box.station.alarms == {"bundle": "the start cannot be counted"}

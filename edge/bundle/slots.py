@@ -70,7 +70,7 @@ class Start:
     Attributes:
         slot: the active slot.
         trial: the mark, None where there is none.
-        returned: this start went back to it.
+        returned: this start went back to it. refused: this start gave up the one in shadow.
         problem: what kept the start from being counted, "" for nothing.
     """
 
@@ -78,6 +78,7 @@ class Start:
     trial: Trial | None
     returned: bool = False
     problem: str = ""
+    refused: bool = False
 
 
 def put(source: Path, state: Path) -> Path:
@@ -236,19 +237,20 @@ def note_start(state: Path) -> Start:
     Raises:
         BundleError: no bundle is installed.
     """
-    returned, problem = False, ""
+    returned, refused, problem = False, False, ""
     try:
         with _changing(state, "the start cannot be counted") as bundles:
             mark = links.settle(bundles)
             after = _after_start(bundles, mark)
             returned = after is not None and after.stage == "returned"
+            refused = after is not None and after.stage == "refused"
             if after is not None:
                 _mark(bundles, after)
             if after is not None and after.stage in trials.GIVEN_UP:
                 _tell(state, after)
     except BundleError as error:
-        returned, problem = False, str(error)
-    return Start(active(state), read_trial(state), returned, problem)
+        returned, refused, problem = False, False, str(error)
+    return Start(active(state), read_trial(state), returned, problem, refused)
 
 
 def note_stop(state: Path) -> None:
