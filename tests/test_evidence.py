@@ -44,8 +44,9 @@ class Rig:
     def __init__(self, folder: Path, quota_mb: float = 50.0, ok_every: int = 2, **more) -> None:
         self.folder = folder
         settings = EvidenceSettings(quota_mb=quota_mb, ok_every=ok_every)
-        more = {"retry_s": 0.05, "classes": ("open",), **more}
-        self.evidence = Evidence(folder, settings, FakeClock(), Served(ABOUT, more.pop("draw", draw), more.pop("classes", ())), **more)
+        more = {"retry_s": 0.05, **more}
+        served = Served(ABOUT, more.pop("draw", draw), more.pop("classes", ("open",)))
+        self.evidence = Evidence(folder, settings, FakeClock(), served, **more)
 
     def __enter__(self) -> Rig:
         self.evidence.start()
