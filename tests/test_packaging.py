@@ -30,7 +30,9 @@ SCRIPTS = [
 ]
 
 
-def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT, limit_s: float = 110
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -38,7 +40,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROO
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=limit_s,
         check=False,
     )
 
@@ -486,7 +488,7 @@ def test_a_wheelhouse_is_not_made_from_wrong_arguments(arguments: list[str], exp
 
 def kill_update(second: Path, device: Path, after_s: float) -> bool:
     """Begins the update and kills it with all its children; True when it had ended before."""
-    command = [second / "systemd/install.sh", "--root", device, "--python", sys.executable]
+    command = [str(second / "systemd/install.sh"), "--root", str(device), "--python", sys.executable]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(after_s)
     ended = process.poll() is not None
@@ -525,7 +527,7 @@ def test_an_update_that_is_killed_leaves_a_release_that_runs(house: Path, tmp_pa
 @pytest.mark.slow
 def test_install_from_the_checkout(tmp_path: Path) -> None:
     device = tmp_path
-    assert run(INSTALL, "--root", device).returncode == 0
+    assert run(INSTALL, "--root", device, limit_s=900).returncode == 0
     config = device / "etc/edge/edge.toml"
     done = run(device / "opt/edge/current/bin/edge", "check-config", "--config", config, cwd=device)
     assert done.returncode == 0, done.stderr
@@ -536,14 +538,15 @@ def test_install_from_the_checkout(tmp_path: Path) -> None:
 def test_a_wheelhouse_has_a_wheel_of_every_pin(arch: str, python: str, tmp_path: Path) -> None:
     out, device = tmp_path / "out", tmp_path / "device"
     device.mkdir()
-    done = run(ROOT / "requirements/wheelhouse.sh", out, "--arch", arch, "--python", python)
+    done = run(ROOT / "requirements/wheelhouse.sh", out, "--arch", arch, "--python", python, limit_s=900)
     assert done.returncode == 0, done.stderr
     names = {path.name.split("-")[0].lower().replace("_", "-") for path in (out / "wheels").iterdir()}
     target = {"platform_machine": arch, "python_version": python}
     wanted = {name for name, pin in pins("device").items() if pin.marker is None or pin.marker.evaluate(target)}
     assert names == wanted | {"pip", "setuptools", "edge-inspection"}
     if arch == os.uname().machine and python == f"{sys.version_info[0]}.{sys.version_info[1]}":
-        done = run("unshare", "--net", out / "systemd/install.sh", "--root", device, "--python", sys.executable)
+        command: list[str | Path] = ["unshare", "--net", out / "systemd/install.sh", "--root", device]
+        done = run(*command, "--python", sys.executable, limit_s=900)
         assert done.returncode == 0, done.stderr
 
 
