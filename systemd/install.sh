@@ -480,6 +480,6 @@ step="done"
 cat <<END
 Installed $(basename "$release"). Next:
   1. edit $root/etc/edge/edge.toml, then: edge check-config --config /etc/edge/edge.toml
-  2. sudo edge bundle trust ROOT.json, then: sudo edge bundle install DIR
+  2. sudo edge bundle trust ROOT.json, then: sudo edge bundle install SOURCE
   3. sudo systemctl start edge; systemctl status edge
 END

@@ -274,7 +274,7 @@ def rollback(state: Path, text: str = "", transaction: str = "") -> Path:
         BundleError: there is no other slot to go back to, or it is damaged.
     """
     if not (state / "bundles").is_dir():
-        raise BundleError(f"no bundle is installed in {state / 'bundles'}: run `edge bundle install DIR`")
+        raise BundleError(f"no bundle is installed in {state / 'bundles'}: run `edge bundle install SOURCE`")
     with _changing(state, "the active bundle cannot be rolled back") as bundles:
         mark = links.settle(bundles)
         now, previous = links.target(bundles / ACTIVE), links.target(bundles / PREVIOUS)
@@ -307,9 +307,9 @@ def active(state: Path) -> Path:
     """
     slot = links.target(state / "bundles" / ACTIVE)
     if slot is None:
-        raise BundleError(f"no bundle is installed in {state / 'bundles'}: run `edge bundle install DIR`")
+        raise BundleError(f"no bundle is installed in {state / 'bundles'}: run `edge bundle install SOURCE`")
     if not (slot / MANIFEST).is_file():
-        raise BundleError(f"the active bundle {slot} is missing: run `edge bundle install DIR` again")
+        raise BundleError(f"the active bundle {slot} is missing: run `edge bundle install SOURCE` again")
     return slot
 
 
@@ -359,7 +359,7 @@ def _changing(state: Path, what: str) -> Iterator[Path]:
     bundles = state / "bundles"
     with _told(f"{what} in {bundles}"):
         if not bundles.is_dir():
-            raise BundleError(f"no bundle is installed in {bundles}: run `edge bundle install DIR`")
+            raise BundleError(f"no bundle is installed in {bundles}: run `edge bundle install SOURCE`")
         with trials.lock(bundles):
             yield bundles
 

@@ -125,9 +125,9 @@ def test_a_bundle_that_changes_while_it_is_copied_is_not_installed(
 
 
 def test_nothing_installed(state: Path) -> None:
-    with pytest.raises(BundleError, match="run `edge bundle install DIR`"):
+    with pytest.raises(BundleError, match="run `edge bundle install SOURCE`"):
         slots.active(state)
-    with pytest.raises(BundleError, match="run `edge bundle install DIR`"):
+    with pytest.raises(BundleError, match="run `edge bundle install SOURCE`"):
         slots.rollback(state)
 
 
@@ -139,7 +139,7 @@ def test_nothing_to_roll_back_to(first: Path, state: Path) -> None:
 
 def test_an_active_link_that_leads_nowhere(first: Path, state: Path) -> None:
     shutil.rmtree(install(first, state))
-    with pytest.raises(BundleError, match="is missing: run `edge bundle install DIR` again"):
+    with pytest.raises(BundleError, match="is missing: run `edge bundle install SOURCE` again"):
         slots.active(state)
 
 
