@@ -18,13 +18,11 @@ def successor(
     version: int,
     recipe: Mapping[str, str] | None = None,
     more: str = "",
-    golden: bool = True,
 ) -> Path:
     """A bundle like `source` in `folder`, of another version.
 
     Args:
         recipe: text of the recipe -> what stands in its place. more: goes to its end.
-        golden: False leaves out the golden samples, so that the models are run and not compared: that is quick.
     """
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("plots", "manifest.json"))
     path = folder / "recipe.toml"
@@ -37,8 +35,5 @@ def successor(
     for key in ("files", "format", "created"):
         del fields[key]
     fields["version"] = version
-    if not golden:
-        shutil.rmtree(folder / "golden")
-        del fields["golden"]
     manifests.build(folder, fields)
     return folder

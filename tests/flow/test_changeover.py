@@ -119,7 +119,7 @@ def test_a_bundle_that_judges_otherwise_never_comes_into_charge(box: Box) -> Non
     assert "goes on" in box.client.json("/alarm/bundle")[-1]["text"]
     folder = box.state / "evidence" / seen[0]["evidence"]
     wait_until(lambda: (folder / "part.json").exists() or list(folder.glob("*.json")), 10, "the evidence")
-    assert folder.name.endswith("-shadow") and list(folder.glob("*.jpg"))
+    assert folder.name.endswith("-shadow-cam1") and list(folder.glob("*.jpg"))
     assert box.daemon.stop() == 0, box.daemon.log()
     assert slots.active(box.state).name.startswith(f"pcb-{FIRST}-")
 

@@ -190,6 +190,7 @@ def test_a_station_without_its_plc_or_with_a_camera_that_has_ended_says_so_and_g
         wait_until(lambda: rig.client.json("/alarm/plc"), TRIES_S, "the alarm")
         alarm = rig.client.json("/alarm/plc")[-1]
         assert str(rig.folder / "plc") in alarm["text"] and "Check the serial cable" in alarm["advice"]
+        wait_until(lambda: rig.client.json("/edge/line"), TRIES_S, "what the PLC is shown at all")
         assert rig.client.json("/edge/line")[-1]["link"] == "reconnecting"
         wait_until(lambda: rig.client.json("/alarm/camera_short"), TRIES_S, "the camera's alarm")
         assert "has ended" in rig.client.json("/alarm/camera_short")[-1]["text"]

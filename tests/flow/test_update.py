@@ -17,11 +17,14 @@ import pytest
 
 from edge.bundle import slots
 from tests.brokers import needs_mosquitto, wait_until
-from tests.flow.rig import PCB, REPOSITORY
-from tests.flow.test_changeover import CALM, FIRST, TRIAL, Box
-from tests.successors import successor
+from tests.flow.rig import REPOSITORY
+from tests.flow.test_changeover import FIRST, Box
+from tests.small_bundles import small_bundle
 
 pytestmark = needs_mosquitto
+
+# The small bundle has no judges, so it may differ from the shipped one.
+TRIAL = "[trial]\nshadow_parts = 3\ndisagree_max = 1.0\nparts = 3\nminutes = 0.0\nreject_rise = 1.0\n"
 
 
 class Publisher:
@@ -42,7 +45,7 @@ class Publisher:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def add(self, version: int) -> None:
-        bundle = successor(PCB, self.folder / f"pcb-{version}", version, more=CALM, golden=False)
+        bundle = small_bundle(self.folder / f"pcb-{version}", version, product="pcb")
         keys = [self.keys / "product-pcb" / "product-pcb.key", self.keys / "online" / "online.key"]
         self._run("add", self.repository, bundle, "--keys", *keys)
 

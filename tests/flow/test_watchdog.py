@@ -27,7 +27,7 @@ from typing import ClassVar
 import psutil
 import pytest
 
-from edge.config import Runtime
+from edge.config import Config, SimulatedCamera
 from edge.event import Topics
 from edge.plc.cable import PtyCable
 from edge.serving import prepare
@@ -344,7 +344,7 @@ def stories(
     wanted = [item.callspec.params["what"] for item in own if hasattr(item, "callspec")]
 
     Watched.marks = tmp_path_factory.mktemp("marks")
-    prepare(PCB, Runtime(), Watched.marks)
+    prepare(PCB, Config(camera=[SimulatedCamera(id="cam1")]), Watched.marks)
     folders = {name: tmp_path_factory.mktemp(name.replace(" ", "_")) for name in wanted}
 
     def run(name: str) -> Story:
