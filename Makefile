@@ -38,11 +38,12 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# Side by side what shares nothing; one after the other what runs whole daemons and measures their answers.
+# Side by side what shares nothing; one after the other what measures the answers of whole daemons.
+ALONE := $(addprefix tests/flow/test_,broker.py daemon.py line.py) tests/view
+
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses=4 --dist loadfile \
-		--ignore=tests/tools --ignore=tests/flow --ignore=tests/view
-	$(BIN)/python -m pytest -q --durations=10 tests/flow tests/view
+	$(BIN)/python -m pytest -q --durations=10 -n 3 --dist loadfile --ignore=tests/tools $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -q --durations=10 $(ALONE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses=4 tests/tools
 
 bench: $(VENV)/.dev
