@@ -75,10 +75,11 @@ def open_model(
         PredictorError: it cannot be loaded or run here.
     """
     model, providers = folder / artifact.file, providers_of(artifact, runtime)
+    sha256 = manifest.files.get(artifact.file, manifests.digest(manifest))
+    # Before the runtime is imported here: where it cannot run it may abort the process.
+    _try_once(artifact, model, shape, providers, trial_marks, sha256)
     if providers:
         check_providers(providers)
-    sha256 = manifest.files.get(artifact.file, manifests.digest(manifest))
-    _try_once(artifact, model, shape, providers, trial_marks, sha256)
     return load(artifact.runtime, model, runtime.threads, shape=shape, providers=providers, cache=trial_marks)
 
 

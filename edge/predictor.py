@@ -26,7 +26,7 @@ Shape = tuple[int, int, int, int]
 CPU = "CPUExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-CANARY_TIMEOUT_S = 60.0
+CANARY_TIMEOUT_S = 180.0  # beside a line at work, at a low priority, a small board takes its time
 BUILD_TIMEOUT_S = 900.0  # TensorRT compiles the network on the device, which takes minutes; then it is cached
 
 # The packages that bring a runtime. A build of ONNX Runtime for other hardware has a name of its own.
