@@ -521,11 +521,14 @@ def test_a_person_who_rolls_back_ends_the_trial(box: Box) -> None:
 
 
 def test_after_a_return_the_next_one_is_measured_by_the_bundle_that_stayed(box: Box) -> None:
+    box.trial = msgspec.structs.replace(TRIAL, shadow_parts=0)  # parts in shadow would hide those of the one that left
     started(box)
-    on_trial(box)
+    box.stage(2)
+    box.turns(lambda: box.changeover.probation is not None, "the trial")
     spoil(box, "rejects")
     box.turns(lambda: box.stage_now == "returned", "the return")
-    on_trial(box, 3)
+    slot = box.stage(3)
+    box.turns(lambda: box.in_charge == slot and box.changeover.probation is not None, "the next trial")
     assert box.changeover.probation is not None
     usual = box.changeover.probation.counts(0).usual_not_ok_share
     assert usual is not None and usual <= 0.1
