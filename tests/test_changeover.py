@@ -447,7 +447,7 @@ def test_a_person_who_rolls_back_ends_the_shadow(box: Box) -> None:
     box.turns(lambda: box.in_charge == held, "the held one")
     in_shadow(box, 3)
     slots.rollback(box.state, "by hand")
-    box.turns(lambda: box.in_charge == older, "the bundle before", box.part)
+    box.turns(lambda: box.in_charge == older, "the bundle before")
     assert box.stage_now == "rolled_back" and "changeover" not in box.station.alarms
 
 
@@ -514,7 +514,7 @@ def test_a_person_who_rolls_back_ends_the_trial(box: Box) -> None:
     old = started(box)
     slot = on_trial(box)
     slots.rollback(box.state, "by hand")
-    box.turns(lambda: box.in_charge == old, "the bundle before", box.part)
+    box.turns(lambda: box.in_charge == old, "the bundle before")
     assert box.seats == [slot, old] and box.stage_now == "rolled_back"
     box.some_turns(10, box.part)
     assert box.seats == [slot, old] and slots.previous(box.state) is None
@@ -733,6 +733,8 @@ def test_an_unexpected_error_is_the_bundle_s_and_the_next_one_comes(box: Box, wh
     else:
         box.opinion = ValueError("operands could not be broadcast together")
     box.turns(lambda: box.stage_now == "refused", "the refusal", box.part)
+    mark = slots.read_trial(box.state)
+    assert mark is not None and mark.code == ("fault" if where == "look" else "cannot_serve")
     assert "changeover" not in box.station.alarms
     box.opinion = "OK"
     assert box.in_charge != on_trial(box, 3) or box.seats == [box.in_charge]
