@@ -442,14 +442,15 @@ class Changeover:
 
     def _give_up(self, wanted: Wanted, error: Exception) -> Steps[None]:
         """What cannot come into charge is left where it is; the bundle in charge goes on."""
+        if isinstance(error, slots.ReplacedError):  # nothing is wrong with it: it may be wanted again in another way
+            log.info("%s", error)
+            return
         if not isinstance(error, EdgeError):
             log.error("%s cannot come into charge", wanted.slot.name, exc_info=error)
         code = error.code if isinstance(error, GivenUpError) else "cannot_serve"
         text, name = str(error) or type(error).__name__, wanted.slot.name
         self._failed = name, self._began()
         try:
-            if isinstance(error, slots.ReplacedError):
-                raise error
             yield from self._settle(wanted, code, text)
         except slots.ReplacedError as replaced:
             log.info("%s", replaced)

@@ -826,3 +826,11 @@ def test_a_start_that_could_not_be_counted_is_told(box: Box, monkeypatch: pytest
     box.start()
     box.turn()
     assert box.station.alarms == {"bundle": "the start cannot be counted"}
+
+
+def test_a_bundle_that_is_put_in_charge_by_hand_while_it_is_opened_for_its_shadow_is_taken_over(box: Box) -> None:
+    started(box)
+    slot = box.stage(2)
+    box.during = lambda: slots.activate(box.state, slot.name)
+    box.turns(lambda: box.in_charge == slot, "the new one", box.part)
+    assert box.stage_now in ("trial", "committed")
