@@ -13,8 +13,10 @@ class Errand(Generic[Made]):
     """Runs one call in a thread of its own from the start on; what it does has time limits of its own.
 
     >>> errand = Errand("sum", lambda: 1 + 2)
-    >>> errand.wait(5.0), errand.result()
-    (True, 3)
+    >>> while not errand.done():
+    ...     pass
+    >>> errand.result()
+    3
     """
 
     def __init__(self, name: str, call: Callable[[], Made]) -> None:
@@ -33,11 +35,6 @@ class Errand(Generic[Made]):
     def done(self) -> bool:
         """Whether it has ended, well or not."""
         return not self._thread.is_alive()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for its end; False when that took longer."""
-        self._thread.join(timeout_s)
-        return self.done()
 
     def result(self) -> Made:
         """What the call returned; what it raised is raised here. Only when it is done."""

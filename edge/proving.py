@@ -207,11 +207,6 @@ class Child:
         return f"{how}: {last}"
 
 
-def passport_of(state: Path, slot: str) -> DevicePassport | None:
-    """The passport of an installed bundle, by the name of its slot; None: it was never proved here."""
-    return passports.read(state / "bundles" / slot)
-
-
 def _why_none(manifest: Manifest, proofs: Sequence[Proof], runtime: Runtime) -> str:
     lines = [f"{proof.file}: {problem}" for proof in proofs for problem in proof.problems]
     bundle = f"the bundle {manifest.product} {manifest.version}"

@@ -117,11 +117,6 @@ class Shadow:
         return int(MARGIN * max(self._took, default=0))
 
     @property
-    def usual_ms(self) -> float | None:
-        """The median time of a look; None before the first."""
-        return sorted(self._took)[len(self._took) // 2] / 1e6 if self._took else None
-
-    @property
     def seen(self) -> int:
         """Frames that it looked at."""
         return self._found.total()

@@ -51,7 +51,7 @@ from edge.bundle import manifest as manifests
 from edge.bundle import outcome as outcomes
 from edge.bundle import trial as trials
 from edge.bundle.links import ACTIVE, CANDIDATE, PREVIOUS
-from edge.bundle.manifest import MANIFEST, Manifest
+from edge.bundle.manifest import MANIFEST
 from edge.bundle.trial import Told, Trial
 from edge.errors import BundleError
 from edge.event import UpdateOutcome
@@ -341,13 +341,6 @@ def told(state: Path, slot: Path | None = None) -> Told:
     bundles = state / "bundles"
     slot = slot or links.target(bundles / ACTIVE)
     return _told_of(bundles, slot) if slot is not None else Told()
-
-
-def given_up(state: Path, manifest: Manifest) -> Trial | None:
-    """The mark, if it says that this very bundle was the last one that was returned, refused or rolled back."""
-    mark = read_trial(state)
-    known = mark is not None and mark.stage in trials.GIVEN_UP and mark.slot in copies.slot_names(manifest)
-    return mark if known else None
 
 
 # --- marks, and the links that follow them; all under the lock ---

@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -140,11 +139,6 @@ class System:
             return self.path(name).stat()
         except OSError:
             return None
-
-    def is_device(self, name: str | Path) -> bool:
-        """Whether it is a character device. In a tree of copied files an ordinary file stands for one."""
-        found = self.stat(name)
-        return found is not None and (stat.S_ISCHR(found.st_mode) or self.root != Path("/"))
 
     def may(self, name: str | Path, mode: int) -> bool:
         """Whether this user may (os.R_OK, os.W_OK, os.X_OK)."""

@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.bundle import manifest as manifests
 from edge.bundle import outcome as outcomes
 from edge.bundle import slots
 from edge.bundle import trial as trials
@@ -473,18 +472,6 @@ def test_a_floor_that_cannot_be_read_is_told(state: Path, bring: Bring) -> None:
         slots.floor(state, "pcb")
     stays(state, bring, 5)
     assert slots.floor(state, "pcb") == 5
-
-
-def test_what_was_given_up_is_known(state: Path, bring: Bring, tmp_path: Path) -> None:
-    stays(state, bring, 1)
-    bring(2)
-    slots.activate(state)
-    two = manifests.read(tmp_path / "pcb-2")
-    assert slots.given_up(state, two) is None
-    slots.go_back(state, "rejects", "too many rejects")
-    found = slots.given_up(state, two)
-    assert found is not None and found.code == "rejects"
-    assert slots.given_up(state, manifests.read(tmp_path / "pcb-1")) is None
 
 
 # --- what became of it ---
